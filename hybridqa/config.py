@@ -1,0 +1,123 @@
+"""Settings: what a user may change, from arguments, HYBRIDQA_* variables and the store's hybridqa.toml, in this order.
+
+Knows nothing about the parts that read them. Invariant: unknown names in hybridqa.toml are refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_cache_path
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from hybridqa.errors import ConfigError
+
+CONFIG_NAME = "hybridqa.toml"
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM accepts as max_lora_rank
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `Settings.load` reads a store's file as well."""
+
+    model_config = SettingsConfigDict(env_prefix="HYBRIDQA_", extra="forbid", frozen=True)
+
+    store: Path = Path()  # folder that holds hybridqa.toml, indexes/ and modules/
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")  # which index and module store in it
+    cache_dir: Path = Field(default_factory=lambda: user_cache_path("hybridqa"))  # converted models
+
+    model: str = "smollm2-135m"  # hub id, local folder, or the embedded default's alias
+    embedder: str = "all-minilm-l6-v2"  # sentence-transformers id or folder, or the embedded default's alias
+    engine: Literal["vllm", "reference"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int = Field(4096, ge=256)
+    max_lora_rank: int = 64  # the ranks of one stack sum to at most this
+    max_stacks: int = Field(4, ge=1)  # different stacks in one batch
+    kv_cache_mb: int = Field(512, ge=16)
+    seed: int = 0
+
+    passage_tokens: int = Field(200, ge=16)  # in the embedder's tokens
+    max_document_mb: float = Field(20.0, gt=0)
+    passages: int = Field(4, ge=1)  # passages in a prompt, at most
+    context_tokens: int = Field(1500, ge=64)  # the sources' share of the prompt
+    max_answer_tokens: int = Field(128, ge=1)
+    modules: int = Field(1, ge=0)  # modules in a stack, at most
+    module_threshold: float = Field(0.35, ge=0, le=1)  # evidence below this plugs nothing in
+    passage_threshold: float = Field(0.0, ge=-1, le=1)  # cosine below this is no evidence at all
+    stack_cache_mb: int = Field(2048, ge=1)
+
+    module_rank: int = Field(16, ge=1)
+    module_alpha: int = Field(32, ge=1)
+    train_steps: int = Field(0, ge=0)  # 0: from the length of the document
+    learning_rate: float = Field(2e-3, gt=0)
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _known_rank(cls, value: int) -> int:
+        if value not in LORA_RANKS:
+            raise ValueError(f"max_lora_rank must be one of {LORA_RANKS}, not {value}")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment; `load` adds the store's file below both."""
+        return (init_settings, env_settings)
+
+    @classmethod
+    def load(cls, store: str | Path | None = None, **overrides: Any) -> Settings:
+        """Settings of a store: `overrides`, then HYBRIDQA_*, then `store/hybridqa.toml`, then the defaults.
+
+        Raises `ConfigError` when a name is unknown or a value out of range.
+        """
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if store is not None:
+            given["store"] = Path(store)
+        try:
+            top = cls(**given)
+            path = top.store / CONFIG_NAME
+            if not path.is_file():
+                return top
+            from_file = tomllib.loads(path.read_text(encoding="utf-8"))
+            from_file.pop("store", None)
+            explicit = {name: getattr(top, name) for name in top.model_fields_set}
+            return cls(**{**from_file, **explicit})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'])!r}: {item['msg']}" for item in error.errors()
+            )
+            raise ConfigError(
+                f"settings are not usable: {problems}. Mend {CONFIG_NAME} or the HYBRIDQA_* variables; "
+                "`hybridqa doctor` lists the settings in force."
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                f"{str(path)!r} is no valid TOML: {error}. Mend it, then run `hybridqa doctor`."
+            ) from error
+
+    @property
+    def index_dir(self) -> Path:
+        """Where the catalog and the dense index live."""
+        return self.store / "indexes" / self.name
+
+    @property
+    def module_dir(self) -> Path:
+        """Where modules, composed stacks and the trainer's checkpoints live."""
+        return self.store / "modules" / self.name
+
+    @property
+    def catalog_path(self) -> Path:
+        """The catalog's SQLite file."""
+        return self.index_dir / "catalog.sqlite3"

@@ -1,0 +1,164 @@
+"""The nouns that the parts hand to one another: frozen, slotted, plain data.
+
+Knows nothing about storage, models or engines. Invariant: offsets are in code points of `Document.text`, half-open, and
+`document.text[p.start:p.end] == p.text` for each of its passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+DEFAULT_COLLECTION = "default"
+
+
+class Mode(StrEnum):
+    """Where an answer may come from."""
+
+    HYBRID = "hybrid"  # passages and modules
+    RETRIEVAL = "retrieval"  # passages alone
+    MODULES = "modules"  # modules alone: nothing of the document in the prompt
+    CLOSED = "closed"  # the base model's memory
+
+
+class ModuleStatus(StrEnum):
+    """What the gate, and time, have said of one version of a module."""
+
+    PUBLISHED = "published"  # passed its gate
+    REJECTED = "rejected"  # kept with its report, never plugged in
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text as the catalog keeps it."""
+
+    doc_id: str
+    collection: str
+    title: str
+    text: str
+    content_hash: str  # sha256 hex of what makes the passages: title and text
+    source: str | None = None  # the path it was read from
+    media_type: str = "text/plain"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    added_at: str = ""  # ISO 8601, UTC
+    updated_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch of a document: `document.text[start:end] == text`."""
+
+    passage_id: int  # positive int64, never reused in a store
+    doc_id: str
+    collection: str
+    ordinal: int  # 0-based position among the document's passages
+    start: int
+    end: int
+    text: str
+    title: str = ""  # the document's
+    heading: str = ""  # "Chapter > Section" above it, where the format has headings
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPassage:
+    """A passage with the evidence that brought it."""
+
+    passage: Passage
+    score: float  # fused, higher is better; comparable within one search only
+    dense: float | None = None  # cosine similarity, -1 to 1; None when dense search did not return it
+    lexical: float | None = None  # BM25, higher is better; None when lexical search did not return it
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One version of a knowledge module in the registry."""
+
+    module_id: str
+    version: int  # from 1
+    collection: str
+    path: Path  # the PEFT folder
+    documents: Mapping[str, str]  # doc_id → content_hash that it was distilled from
+    base_model_hash: str
+    rank: int
+    status: ModuleStatus
+    current: bool  # the registry's pointer stands on this version
+    created_at: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # the gate's report
+
+    @property
+    def name(self) -> str:
+        """Unique over the whole store and for ever: `module_id@version`."""
+        return f"{self.module_id}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChoice:
+    """A module that a route plugs in."""
+
+    module: Module
+    weight: float  # multiplies the adapter's own scale
+    evidence: float  # 0 to 1: how sure the router is that the question is about its documents
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What the router decided for one question."""
+
+    mode: Mode
+    passages: tuple[ScoredPassage, ...] = ()
+    modules: tuple[ModuleChoice, ...] = ()
+    reason: str = ""  # one line for people
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A quote that supports the answer: `document.text[start:end] == quote`."""
+
+    number: int  # the n of the inline [n]
+    doc_id: str
+    title: str
+    passage_id: int
+    start: int
+    end: int
+    quote: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a request cost."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `ask` gives back."""
+
+    text: str
+    mode: Mode
+    abstained: bool = False
+    missing: str | None = None  # when abstained: what was looked for and not found
+    citations: tuple[Citation, ...] = ()
+    passages: tuple[ScoredPassage, ...] = ()  # those that were in the prompt, in the order of their numbers
+    modules: tuple[ModuleChoice, ...] = ()
+    confidence: float | None = None  # mean probability of the answer's tokens, 0 to 1
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by step
+    usage: Usage = field(default_factory=Usage)
+    route_reason: str = ""
