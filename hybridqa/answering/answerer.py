@@ -1,0 +1,215 @@
+"""From a question to an answer: search, route, stack, prompt, generate, cite.
+
+Knows the order of the steps and nothing of how each works. Invariant: a module that is corrupt, missing or refused by
+the engine is left out, said so in the answer's route, and the question is answered without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from hybridqa.answering.citations import resolve_citations
+from hybridqa.answering.prompt import Prompt, PromptBuilder
+from hybridqa.catalog import Catalog
+from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
+from hybridqa.errors import AdapterError, NotFoundError, QuestionError, StoreError
+from hybridqa.modules.registry import ModuleRegistry
+from hybridqa.modules.stacks import StackCache
+from hybridqa.retrieval.searcher import Searcher
+from hybridqa.routing.router import Router
+from hybridqa.types import Answer, Message, Mode, ModuleChoice, Route, Usage
+
+log = logging.getLogger(__name__)
+ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
+
+
+@dataclass(slots=True)
+class Plan:
+    """What will be asked of the engine, and why; `prompt` is None when there is nothing to answer from."""
+
+    question: str
+    collection: str
+    mode: Mode
+    route: Route
+    prompt: Prompt | None
+    adapter: Adapter | None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Answerer:
+    """Answers questions with one store's parts."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        searcher: Searcher,
+        router: Router,
+        registry: ModuleRegistry,
+        stacks: StackCache,
+        prompts: PromptBuilder,
+        *,
+        passages: int,
+        max_answer_tokens: int,
+        max_rank: int,
+    ) -> None:
+        self._catalog = catalog
+        self._searcher = searcher
+        self._router = router
+        self._registry = registry
+        self._stacks = stacks
+        self._prompts = prompts
+        self._passages = passages
+        self._sampling = Sampling(max_tokens=max_answer_tokens)
+        self._max_rank = max_rank
+
+    def plan(
+        self,
+        question: str,
+        collection: str,
+        mode: Mode,
+        history: Sequence[Message] = (),
+        k: int | None = None,
+        modules: int | None = None,
+    ) -> Plan:
+        """Everything up to the engine. Raises `QuestionError` and `CollectionNotFoundError`."""
+        if not isinstance(question, str) or not question.strip():
+            raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
+        if k is not None and k < 1:
+            raise QuestionError(f"k={k!r} passages cannot be used; expected 1 or more.")
+        if modules is not None and modules < 0:
+            raise QuestionError(f"modules={modules!r} cannot be used; expected 0 or more.")
+        self._catalog.require_collection(collection)
+        timings: dict[str, float] = {}
+        self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
+        found = []
+        if mode is not Mode.CLOSED:
+            wanted = k or self._passages
+            found = self._searcher.search(
+                question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings
+            )
+        started = time.perf_counter()
+        route = self._router.route(question, found, mode, collection)
+        route = replace(route, passages=route.passages[: k or self._passages])
+        if modules is not None:
+            route = replace(route, modules=route.modules[:modules])
+        timings["route"] = time.perf_counter() - started
+        started = time.perf_counter()
+        route, adapter = self._stack(route)
+        timings["stack"] = time.perf_counter() - started
+        if mode is not Mode.CLOSED and not route.passages and not route.modules:
+            return Plan(question, collection, mode, route, None, None, timings)
+        started = time.perf_counter()
+        prompt = self._prompts.build(question, history, route.passages, max_answer_tokens=self._sampling.max_tokens)
+        timings["prompt"] = time.perf_counter() - started
+        return Plan(question, collection, mode, route, prompt, adapter, timings)
+
+    def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
+        """The route's modules as one adapter, less those that turn out unusable."""
+        kept: list[ModuleChoice] = []
+        for choice in route.modules:
+            try:
+                self._registry.verify(choice.module)
+            except (AdapterError, StoreError, NotFoundError, OSError) as error:
+                log.warning("module %r left out: %s", choice.module.name, error)
+                route = replace(route, reason=f"{route.reason}; module {choice.module.name!r} left out: {error}")
+            else:
+                kept.append(choice)
+        route = replace(route, modules=tuple(kept))
+        if not kept:
+            return route, None
+        try:
+            return route, self._stacks.stack(kept, self._max_rank)
+        except (AdapterError, StoreError, OSError) as error:
+            log.warning("stack left out: %s", error)
+            return replace(route, modules=(), reason=f"{route.reason}; modules left out: {error}"), None
+
+    async def answer(self, plan: Plan, engine: Engine) -> Answer:
+        """Generates the planned answer."""
+        assert plan.prompt is not None
+        try:
+            done = await engine.generate(plan.prompt.token_ids, self._sampling, plan.adapter)
+        except AdapterError as error:
+            plan = self._without_modules(plan, error)
+            assert plan.prompt is not None
+            done = await engine.generate(plan.prompt.token_ids, self._sampling, None)
+        return self._finish(plan, done)
+
+    async def stream(self, plan: Plan, engine: Engine) -> AsyncIterator[Delta | Answer]:
+        """The planned answer in pieces, then whole."""
+        assert plan.prompt is not None
+        started = time.perf_counter()
+        text, finish, logprob, first = "", "stop", 0.0, 0.0
+        usage = Usage(prompt_tokens=len(plan.prompt.token_ids))
+        for attempt in (plan.adapter, None):
+            try:
+                pieces = engine.stream(plan.prompt.token_ids, self._sampling, attempt)
+                try:
+                    async for piece in pieces:
+                        first = first or time.perf_counter() - started
+                        text += piece.text
+                        logprob += piece.logprob
+                        finish = piece.finish_reason or finish
+                        usage = piece.usage or usage
+                        yield piece
+                finally:
+                    close = getattr(pieces, "aclose", None)
+                    if close is not None:
+                        await close()
+                break
+            except AdapterError as error:
+                if attempt is None or text:
+                    raise
+                plan = self._without_modules(plan, error)
+                assert plan.prompt is not None
+        total = time.perf_counter() - started
+        yield self._finish(plan, Completion(text, finish, usage, logprob, first, total))
+
+    def _without_modules(self, plan: Plan, error: AdapterError) -> Plan:
+        log.warning("modules left out: %s", error)
+        route = replace(plan.route, modules=(), reason=f"{plan.route.reason}; modules left out: {error}")
+        return replace(plan, route=route, adapter=None)
+
+    def _finish(self, plan: Plan, done: Completion) -> Answer:
+        assert plan.prompt is not None
+        started = time.perf_counter()
+        text, citations = resolve_citations(done.text.strip(), plan.prompt.passages)
+        timings = {
+            **plan.timings,
+            "first_token": done.first_token_s,
+            "generate": done.total_s,
+            "cite": time.perf_counter() - started,
+        }
+        tokens = done.usage.completion_tokens
+        return Answer(
+            text=text,
+            mode=plan.mode,
+            citations=citations,
+            passages=plan.prompt.passages,
+            modules=plan.route.modules,
+            confidence=math.exp(min(0.0, done.logprob / tokens)) if tokens else None,
+            timings=timings,
+            usage=done.usage,
+            route_reason=plan.route.reason,
+        )
+
+    def abstain(self, plan: Plan, *, total_s: float) -> Answer:
+        """The answer when nothing was found to answer from."""
+        sought = {
+            Mode.HYBRID: "a passage or a module",
+            Mode.RETRIEVAL: "a passage",
+            Mode.MODULES: "a module",
+            Mode.CLOSED: "anything",
+        }[plan.mode]
+        missing = f"{sought} in collection {plan.collection!r} about {plan.question.strip()!r}"
+        return Answer(
+            text=f"I don't know: I found no {sought.removeprefix('a ')} that this question is about.",
+            mode=plan.mode,
+            abstained=True,
+            missing=missing,
+            timings={**plan.timings, "total": total_s},
+            route_reason=plan.route.reason,
+        )

@@ -1,0 +1,63 @@
+"""The catalog's full-text search: FTS5 with BM25, one index per collection.
+
+Knows nothing about how a question becomes a query. Invariant: a search in one collection reads that collection's index
+and no other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from hybridqa.catalog_database import Database
+from hybridqa.catalog_documents import require_collection
+from hybridqa.catalog_rows import storable
+from hybridqa.catalog_schema import fts_table
+from hybridqa.errors import InputError
+
+
+class FullTextTable:
+    """Full-text rows of passages; a part of `Catalog`."""
+
+    _database: Database
+
+    def search_lexical(self, collection: str, match_query: str, k: int) -> list[tuple[int, float]]:
+        """The `k` passages of the collection that fit an FTS5 query best: (passage id, BM25; higher is better).
+
+        Raises `CollectionNotFoundError`, and `InputError` when the query is no FTS5 query.
+        """
+        storable(match_query, "the query")
+        with self._database.read() as connection:
+            table = fts_table(require_collection(connection, collection))
+            if k <= 0:
+                return []
+            try:
+                found = connection.execute(
+                    f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? ORDER BY rank LIMIT ?", (match_query, k)
+                ).fetchall()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                    raise
+                raise InputError(
+                    f"{match_query!r} is no FTS5 query ({error}); expected quoted words joined by OR."
+                ) from error
+        return [(int(passage_id), float(score)) for passage_id, score in found]
+
+    def rebuild_full_text(self) -> None:
+        """Makes every full-text index anew from the passages: the mending for what `check` finds in them."""
+        with self._database.write() as connection:
+            for (collection_id,) in connection.execute("SELECT collection_id FROM collections").fetchall():
+                table = fts_table(collection_id)
+                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
+
+    def compact(self) -> None:
+        """Gives free space back and erases the words of removed documents from the full-text indexes.
+
+        A removal itself overwrites texts, passages and vectors; FTS5 keeps bare words until it merges its segments.
+        """
+        with self._database.write() as connection:
+            for (collection_id,) in connection.execute("SELECT collection_id FROM collections").fetchall():
+                table = fts_table(collection_id)
+                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+        with self._database.connection() as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,475 @@
+"""HybridQA: the one composition root. Adds documents, answers questions, refreshes modules.
+
+Builds every part from `Settings` and hands each its collaborators; holds no logic of retrieval, routing, stacking or
+training itself. Invariant: a question in one collection reaches no other collection's passages or modules, and a module
+that cannot be used costs a question its module, never its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from hybridqa.answering.answerer import Answerer
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.catalog import Catalog, DocumentSummary
+from hybridqa.config import CONFIG_NAME, Settings
+from hybridqa.engine.loop import EngineLoop
+from hybridqa.engine.protocol import Delta, Engine
+from hybridqa.errors import EngineClosedError, StoreNotFoundError
+from hybridqa.files import atomic_write_text
+from hybridqa.ingest.library import AddResult, Library
+from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
+from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.modules.stacks import StackCache
+from hybridqa.retrieval.dense import DenseIndex
+from hybridqa.retrieval.embedder import Embedder
+from hybridqa.retrieval.lexical import LexicalIndex
+from hybridqa.retrieval.searcher import Searcher
+from hybridqa.routing.router import Router
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode, Module
+
+if TYPE_CHECKING:
+    from hybridqa.training.outcome import RefreshEvent, RefreshReport
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class HybridQA:
+    """Question answering over a store of documents and their knowledge modules."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self._loop = EngineLoop()
+        self._engine: Engine | None = None
+        self._engine_lock: asyncio.Lock | None = None
+        self._building = threading.RLock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, store: str | Path | None = None, *, create: bool = False, **settings: Any) -> HybridQA:
+        """Opens the store at `store` (default: the working directory), or makes it when `create`.
+
+        `settings` override HYBRIDQA_* variables and the store's hybridqa.toml. Loads no model: that happens at the
+        first use. Raises `StoreNotFoundError`, `CorruptStoreError` or `ConfigError`.
+        """
+        resolved = Settings.load(store, **settings)
+        if not resolved.catalog_path.is_file():
+            if not create:
+                raise StoreNotFoundError(
+                    f"no store {resolved.name!r} at {str(resolved.store)!r}; expected {str(resolved.catalog_path)!r}. "
+                    f"Make one with `hybridqa --store {resolved.store} init`."
+                )
+            resolved.index_dir.mkdir(parents=True, exist_ok=True)
+            resolved.module_dir.mkdir(parents=True, exist_ok=True)
+            config = resolved.store / CONFIG_NAME
+            if not config.exists():
+                atomic_write_text(
+                    config, "# Settings of this store: see the table in README. For example:\n# passages = 4\n"
+                )
+        catalog = Catalog.open(resolved.catalog_path, create=create, module_dir=resolved.module_dir)
+        catalog.create_collection(DEFAULT_COLLECTION)
+        return cls(resolved, catalog)
+
+    # Parts, each built when it is first needed
+
+    @cached_property
+    def model(self) -> ModelFolder:
+        """The base model's folder and hash."""
+        return resolve_model(self.settings.model, self.settings.cache_dir)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What turns text into vectors."""
+        return Embedder(resolve_embedder(self.settings.embedder))
+
+    @cached_property
+    def library(self) -> Library:
+        """What reads files and keeps them as documents."""
+        return Library(
+            self.catalog,
+            self.embedder,
+            passage_tokens=self.settings.passage_tokens,
+            max_bytes=int(self.settings.max_document_mb * 1e6),
+        )
+
+    @cached_property
+    def dense(self) -> DenseIndex:
+        """The vectors' index."""
+        return DenseIndex(self.settings.index_dir, self.catalog)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """Dense and lexical search, fused."""
+        return Searcher(self.catalog, self.embedder, self.dense, LexicalIndex(self.catalog))
+
+    @cached_property
+    def registry(self) -> ModuleRegistry:
+        """The versions of all modules."""
+        return ModuleRegistry(self.catalog, self.settings.module_dir, self.model.hash)
+
+    @cached_property
+    def stacks(self) -> StackCache:
+        """Composed stacks on disk."""
+        return StackCache(self.settings.module_dir / "stacks", self.settings.stack_cache_mb)
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """What puts questions and sources into the model's own chat template."""
+        return PromptBuilder(
+            load_tokenizer(self.model.path),
+            max_model_len=self.settings.max_model_len,
+            context_tokens=self.settings.context_tokens,
+        )
+
+    @cached_property
+    def _answerer(self) -> Answerer:
+        settings = self.settings
+        router = Router(
+            self.catalog,
+            self.model.hash,
+            modules=settings.modules,
+            module_threshold=settings.module_threshold,
+            passage_threshold=settings.passage_threshold,
+            max_rank=settings.max_lora_rank,
+        )
+        return Answerer(
+            self.catalog,
+            self.searcher,
+            router,
+            self.registry,
+            self.stacks,
+            self.prompts,
+            passages=settings.passages,
+            max_answer_tokens=settings.max_answer_tokens,
+            max_rank=settings.max_lora_rank,
+        )
+
+    def _answerer_ready(self) -> Answerer:
+        with self._building:  # cached_property takes no lock of its own
+            return self._answerer
+
+    async def _engine_ready(self) -> Engine:
+        """The engine, started once; runs on the engine's loop."""
+        if self._closed:
+            raise EngineClosedError("this HybridQA is closed; expected an open one: call HybridQA.open again.")
+        if self._engine_lock is None:
+            self._engine_lock = asyncio.Lock()
+        async with self._engine_lock:
+            if self._engine is None:
+                engine = await asyncio.to_thread(self._make_engine)
+                await engine.start()
+                self._engine = engine
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        settings = self.settings
+        if settings.engine == "reference":
+            from hybridqa.engine.reference import ReferenceEngine
+
+            return ReferenceEngine(
+                self.model,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                max_lora_rank=settings.max_lora_rank,
+                seed=settings.seed,
+            )
+        from hybridqa.engine.vllm import VllmEngine
+
+        return VllmEngine(
+            self.model,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            max_lora_rank=settings.max_lora_rank,
+            max_stacks=settings.max_stacks,
+            kv_cache_mb=settings.kv_cache_mb,
+            seed=settings.seed,
+        )
+
+    # Documents
+
+    def add(
+        self,
+        path: str | Path,
+        *,
+        doc_id: str | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[AddResult]:
+        """Adds the file at `path`, or every readable file under it; the same content again changes nothing.
+
+        A file's id is `doc_id`, or else its path below the folder that was given (its name, for a single file).
+        Raises `UnreadableDocumentError`; of a folder, every good file is added before the first bad one is reported.
+        """
+        return self.library.add_path(Path(path), doc_id=doc_id, collection=collection, title=title, metadata=metadata)
+
+    def add_text(
+        self,
+        doc_id: str,
+        text: str,
+        *,
+        title: str = "",
+        collection: str = DEFAULT_COLLECTION,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AddResult:
+        """Adds a text that the caller has in hand."""
+        return self.library.add_text(doc_id, text, title=title, collection=collection, metadata=metadata)
+
+    def remove(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> None:
+        """Removes a document with its passages, vectors, modules, and every stack that holds them."""
+        removed = self.catalog.remove_document(collection, doc_id)
+        self.stacks.forget(removed)
+        self.registry.remove_for(removed)
+
+    def documents(self, collection: str | None = None) -> list[DocumentSummary]:
+        """What the store holds."""
+        return self.catalog.list_documents(collection)
+
+    # Modules
+
+    def modules(self, collection: str | None = None) -> list[Module]:
+        """Every version of every module."""
+        return self.catalog.list_modules(collection)
+
+    def module_state(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> str:
+        """'none', 'published', 'stale' or 'rejected': what stands behind a document now."""
+        from hybridqa.training.outcome import module_state
+
+        return module_state(self.catalog, collection, doc_id)
+
+    def rollback(self, module_id: str, version: int | None = None, *, collection: str = DEFAULT_COLLECTION) -> Module:
+        """Puts an older version of a module (the one before, by default) back into service."""
+        return self.registry.rollback(collection, module_id, version)
+
+    def module_id(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> str:
+        """The id of the module that covers a document."""
+        return module_id_for(collection, doc_id)
+
+    def refresh(
+        self,
+        *,
+        collection: str | None = None,
+        doc_ids: Sequence[str] | None = None,
+        force: bool = False,
+        on_event: Callable[[RefreshEvent], None] | None = None,
+    ) -> RefreshReport:
+        """Distils, gates and publishes a module for every document that has no fresh one; blocks until done."""
+        from hybridqa.training.refresh import Refresher
+
+        refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
+        return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
+
+    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+        """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
+        from hybridqa.engine.protocol import Sampling
+
+        async def work() -> list[str]:
+            engine = await self._engine_ready()
+            sampling = Sampling(max_tokens=max_tokens)
+            return [done.text for done in await asyncio.gather(*(engine.generate(ids, sampling) for ids in prompts))]
+
+        return self._loop.run(work())
+
+    # Questions
+
+    def ask(
+        self,
+        question: str,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: Mode | str = Mode.HYBRID,
+        history: Sequence[Message] = (),
+        k: int | None = None,
+        modules: int | None = None,
+    ) -> Answer:
+        """Answers `question` from the documents of `collection`.
+
+        `k` bounds the passages in the prompt and `modules` the modules in the stack (defaults: the settings').
+        Raises `QuestionError` for an empty or too long question and `CollectionNotFoundError`.
+        """
+        return self._loop.run(self._ask(question, collection, Mode(mode), tuple(history), k, modules))
+
+    async def aask(
+        self,
+        question: str,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: Mode | str = Mode.HYBRID,
+        history: Sequence[Message] = (),
+        k: int | None = None,
+        modules: int | None = None,
+    ) -> Answer:
+        """`ask` for asyncio; cancelling the task stops the generation."""
+        work = self._ask(question, collection, Mode(mode), tuple(history), k, modules)
+        return await asyncio.wrap_future(self._loop.submit(work))
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: Mode | str = Mode.HYBRID,
+        k: int | None = None,
+        modules: int | None = None,
+        at_once: int = 16,
+        on_answer: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answers many questions, `at_once` of them together in the engine; in order."""
+
+        async def work() -> list[Answer]:
+            slots = asyncio.Semaphore(at_once)
+
+            async def one(place: int, question: str) -> Answer:
+                async with slots:
+                    answer = await self._ask(question, collection, Mode(mode), (), k, modules)
+                if on_answer is not None:
+                    on_answer(place, answer)
+                return answer
+
+            return list(await asyncio.gather(*(one(place, text) for place, text in enumerate(questions))))
+
+        return self._loop.run(work())
+
+    def stream(
+        self,
+        question: str,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: Mode | str = Mode.HYBRID,
+        history: Sequence[Message] = (),
+        k: int | None = None,
+        modules: int | None = None,
+    ) -> Iterator[Delta | Answer]:
+        """The answer's text as it comes, then the whole `Answer`; closing the iterator stops the generation."""
+        pieces = self._stream(question, collection, Mode(mode), tuple(history), k, modules)
+        try:
+            while True:
+                try:
+                    yield self._loop.run(_next(pieces))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.run(_aclose(pieces))
+
+    async def astream(
+        self,
+        question: str,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: Mode | str = Mode.HYBRID,
+        history: Sequence[Message] = (),
+        k: int | None = None,
+        modules: int | None = None,
+    ) -> AsyncIterator[Delta | Answer]:
+        """`stream` for asyncio."""
+        pieces = self._stream(question, collection, Mode(mode), tuple(history), k, modules)
+        try:
+            while True:
+                try:
+                    yield await asyncio.wrap_future(self._loop.submit(_next(pieces)))
+                except StopAsyncIteration:
+                    return
+        finally:
+            await asyncio.wrap_future(self._loop.submit(_aclose(pieces)))
+
+    async def _ask(
+        self,
+        question: str,
+        collection: str,
+        mode: Mode,
+        history: tuple[Message, ...],
+        k: int | None,
+        modules: int | None,
+    ) -> Answer:
+        started = time.perf_counter()
+        answerer = await asyncio.to_thread(self._answerer_ready)
+        plan = await asyncio.to_thread(answerer.plan, question, collection, mode, history, k, modules)
+        if plan.prompt is None:
+            return answerer.abstain(plan, total_s=time.perf_counter() - started)
+        answer = await answerer.answer(plan, await self._engine_ready())
+        return replace(answer, timings={**answer.timings, "total": time.perf_counter() - started})
+
+    async def _stream(
+        self,
+        question: str,
+        collection: str,
+        mode: Mode,
+        history: tuple[Message, ...],
+        k: int | None,
+        modules: int | None,
+    ) -> AsyncIterator[Delta | Answer]:
+        started = time.perf_counter()
+        answerer = await asyncio.to_thread(self._answerer_ready)
+        plan = await asyncio.to_thread(answerer.plan, question, collection, mode, history, k, modules)
+        if plan.prompt is None:
+            abstention = answerer.abstain(plan, total_s=time.perf_counter() - started)
+            yield Delta(abstention.text, finish_reason="stop")
+            yield abstention
+            return
+        pieces = answerer.stream(plan, await self._engine_ready())
+        try:
+            async for piece in pieces:
+                if isinstance(piece, Answer):
+                    piece = replace(piece, timings={**piece.timings, "total": time.perf_counter() - started})
+                yield piece
+        finally:
+            await _aclose(pieces)
+
+    def warm_up(self) -> None:
+        """Loads the models and starts the engine now instead of at the first question."""
+
+        async def work() -> None:
+            await asyncio.to_thread(self._answerer_ready)
+            await self._engine_ready()
+
+        self._loop.run(work())
+
+    def close(self) -> None:
+        """Frees the engine and closes the store; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._engine is not None:
+            self._loop.run(self._engine.close())
+            self._engine = None
+        self._loop.close()
+        if "stacks" in self.__dict__:
+            self.stacks.close()
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+
+async def _next(pieces: AsyncIterator[T]) -> T:
+    return await anext(pieces)
+
+
+async def _aclose(pieces: AsyncIterator[Any]) -> None:
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,82 @@
+"""A training job on disk: what to learn, from which document version, by which recipe; text, no token ids.
+
+Knows nothing about torch. Invariant: a job's folder name is a hash of everything that decides its result, so a finished
+job is found again after a kill and an outdated one never is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridqa.files import atomic_write_text
+from hybridqa.training.pairs import Pair
+from hybridqa.training.synthesis import Curriculum
+from hybridqa.types import Passage
+
+JOB_FORMAT = 1
+CHUNK_WORDS = 220  # what the teacher reads at once
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One document to distil."""
+
+    collection: str
+    doc_id: str
+    content_hash: str
+    module_id: str
+    model_path: str
+    model_hash: str
+    context_tokens: int
+    max_model_len: int
+    recipe: dict[str, Any]
+    curriculum: Curriculum
+
+    def save(self, folder: Path) -> None:
+        """Writes the job into its folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(folder / "job.json", json.dumps({"format": JOB_FORMAT, **asdict(self)}, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Reads a job from its folder."""
+        data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        data.pop("format")
+        raw = data.pop("curriculum")
+        curriculum = Curriculum(
+            raw["title"],
+            tuple(raw["chunks"]),
+            tuple(Pair(**pair) for pair in raw["pairs"]),
+            tuple(Pair(**pair) for pair in raw["held_out"]),
+            raw["dropped"],
+        )
+        return cls(**data, curriculum=curriculum)
+
+
+def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any]) -> str:
+    """The folder of the job that these decide."""
+    text = json.dumps([JOB_FORMAT, module_id, content_hash, model_hash, recipe], sort_keys=True)
+    return f"job-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def chunks(passages: Sequence[Passage]) -> list[str]:
+    """Neighbouring passages joined up to `CHUNK_WORDS` words, with their headings: what the teacher reads at once."""
+    joined: list[str] = []
+    current: list[str] = []
+    words = 0
+    for passage in passages:
+        text = f"{passage.heading}\n{passage.text}" if passage.heading else passage.text
+        size = len(text.split())
+        if current and words + size > CHUNK_WORDS:
+            joined.append("\n\n".join(current))
+            current, words = [], 0
+        current.append(text)
+        words += size
+    if current:
+        joined.append("\n\n".join(current))
+    return joined

@@ -1,0 +1,105 @@
+"""Packs many prompt-target pairs that begin alike into one sequence, so that what they share is computed once.
+
+A pack is one row of tokens: the shared prefix, then each pair's own tokens. A pair sees the prefix and itself, never
+another pair, and its positions continue the prefix's: the result equals running each pair alone. Knows nothing about
+documents or objectives. Invariant: `predicts[i]` is the place whose logits predict `targets[i]`, one before the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt and the target that should follow it, tokenised apart and joined by ids."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    key: int = 0  # what it is an example of; two sides of one pair share it
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One packed row of T tokens holding N targets of M examples."""
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    allowed_T_T: Tensor  # bool: row may look at column
+    predicts_N: Tensor
+    targets_N: Tensor
+    lengths: tuple[int, ...]  # target tokens of each example, in order; sums to N
+    keys: tuple[int, ...]  # each example's key, in order
+
+    def __len__(self) -> int:
+        return int(self.token_ids_T.numel())
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common, leaving at least one token of each to itself."""
+    shortest = min(len(prompt) for prompt in prompts)
+    first = prompts[0]
+    for place in range(shortest - 1):
+        if any(prompt[place] != first[place] for prompt in prompts):
+            return place
+    return max(shortest - 1, 0)
+
+
+def pack(examples: Sequence[Example]) -> Pack:
+    """All of `examples` in one row. Raises `ValueError` when there is none, or one has an empty prompt or target."""
+    if not examples or any(not item.prompt or not item.target for item in examples):
+        raise ValueError("a pack needs at least one example, each with a prompt and a target")
+    prefix = shared_length([item.prompt for item in examples])
+    tokens = list(examples[0].prompt[:prefix])
+    positions = list(range(prefix))
+    owners = [-1] * prefix
+    predicts: list[int] = []
+    targets: list[int] = []
+    for owner, item in enumerate(examples):
+        own = [*item.prompt[prefix:], *item.target[:-1]]
+        first = len(tokens) + len(item.prompt) - prefix - 1
+        predicts.extend(range(first, first + len(item.target)))
+        targets.extend(item.target)
+        positions.extend(range(prefix, prefix + len(own)))
+        owners.extend([owner] * len(own))
+        tokens.extend(own)
+    owner_T = torch.tensor(owners)
+    causal_T_T = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    allowed_T_T = causal_T_T & ((owner_T[:, None] == owner_T[None, :]) | (owner_T[None, :] == -1))
+    return Pack(
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        allowed_T_T,
+        torch.tensor(predicts),
+        torch.tensor(targets),
+        tuple(len(item.target) for item in examples),
+        tuple(item.key for item in examples),
+    )
+
+
+def group(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """Splits `examples`, in order, into groups whose packs hold at most `max_tokens`; a longer one stands alone."""
+    groups: list[list[Example]] = []
+    current: list[Example] = []
+    for item in examples:
+        trial = [*current, item]
+        prefix = shared_length([each.prompt for each in trial])
+        total = prefix + sum(len(each.prompt) - prefix + len(each.target) - 1 for each in trial)
+        if current and total > max_tokens:
+            groups.append(current)
+            current = [item]
+        else:
+            current = trial
+    if current:
+        groups.append(current)
+    return groups
+
+
+def additive_mask(allowed_T_T: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as attention wants it: (1, 1, T, T), 0 where allowed, the dtype's lowest value elsewhere."""
+    mask = torch.zeros(allowed_T_T.shape, dtype=dtype, device=allowed_T_T.device)
+    return mask.masked_fill(~allowed_T_T, torch.finfo(dtype).min)[None, None]

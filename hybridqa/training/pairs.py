@@ -1,0 +1,167 @@
+"""Question-answer pairs that restate every fact of a text, made without a generator.
+
+Each sentence gives key phrases (numbers, names, rare words); each phrase gives ways to ask for it. Knows nothing about
+models. Invariant: a pair's answer stands literally in the sentence it came from, so no pair states what the text does
+not; the same text and seed give the same pairs.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hybridqa.ingest.sentences import split_sentences
+
+MAX_PHRASES = 3  # key phrases asked for in one sentence
+_STOPWORDS = frozenset(
+    "a about above after again all also although an and any are as at be because been before being below between both "
+    "but by can could did do does during each either every few for from further had has have he her here hers him his "
+    "how however i if in into is it its itself may might more most must my no nor not of off on once one only or other "
+    "our out over own same shall she should since so some such than that the their them then there these they this "
+    "those through to too under until up upon us very was we were what when where whether which while who whom whose "
+    "why will with within without would yet you your".split()
+)
+_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_DATE = re.compile(
+    rf"\b(?:\d{{1,2}} (?:{_MONTH})(?: \d{{4}})?|(?:{_MONTH}) \d{{1,2}}(?:, \d{{4}})?|(?:{_MONTH}) \d{{4}})\b"
+)
+_YEAR = re.compile(r"\b(?:1[0-9]|2[0-9])\d{2}\b(?![ \d]*(?:kg|km|m|cm|mm|%|euros?|dollars?))")
+_NUMBER = re.compile(r"[$€£]?\b\d[\d,]*(?:\.\d+)?(?::\d\d)?%?(?:[ -](?:per cent|percent|[A-Za-z°]{1,12}))?")
+_NAME = re.compile(r"\b[A-Z][\w'’.&-]*(?:(?: (?:of|the|de|van|von|and|for))? [A-Z][\w'’.&-]*)*")
+_QUOTED = re.compile(r"[\"“]([^\"”]{2,60})[\"”]")
+_ASKS = {
+    "when": ("when", "what date"),
+    "which year": ("when", "what year", "in which year"),
+    "what": ("what", "who", "which", "where", "what is"),
+}
+_WORD = re.compile(r"[^\W\d_][\w'’-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One thing to learn: a question that names its subject, and its answer."""
+
+    question: str
+    answer: str
+    kind: str  # "ask", "complete", "recite", "question" or "summary"
+    passage: int  # ordinal of the passage it came from
+    fact: int  # pairs of one fact share this number; -1 where a pair holds many facts
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A key phrase in its sentence: `sentence[start:end] == phrase`."""
+
+    number: int
+    passage: int
+    sentence: str
+    start: int
+    end: int
+    asks: str  # what stands for the phrase in a question: "when", "how many litres", "what" …
+
+    @property
+    def phrase(self) -> str:
+        """The words that answer."""
+        return self.sentence[self.start : self.end]
+
+
+def find_facts(passages: Sequence[str], *, seed: int = 0) -> list[Fact]:
+    """The facts of a document's passages, in order; at most `MAX_PHRASES` a sentence."""
+    frequency = Counter(word.lower() for text in passages for word in _WORD.findall(text))
+    facts: list[Fact] = []
+    for ordinal, text in enumerate(passages):
+        for start, end in split_sentences(text):
+            sentence = " ".join(text[start:end].split())
+            if len(sentence.split()) < 4:
+                continue
+            for span_start, span_end, asks in _key_phrases(sentence, frequency):
+                facts.append(Fact(len(facts), ordinal, sentence, span_start, span_end, asks))
+    return facts
+
+
+def _key_phrases(sentence: str, frequency: Counter[str]) -> list[tuple[int, int, str]]:
+    """Spans worth asking for, best first, not overlapping."""
+    candidates: list[tuple[float, int, int, str]] = []
+    for match in _DATE.finditer(sentence):
+        candidates.append((4.0, *match.span(), "when"))
+    for match in _YEAR.finditer(sentence):
+        candidates.append((3.5, *match.span(), "which year"))
+    for match in _NUMBER.finditer(sentence):
+        parts = re.split(r"[ -]", match.group(), maxsplit=1)
+        unit = parts[1] if len(parts) > 1 and parts[1].lower() not in _STOPWORDS else ""
+        end = match.end() if unit or len(parts) == 1 else match.start() + len(parts[0])
+        candidates.append((3.0, match.start(), end, f"how many {unit}" if unit else "how much"))
+    for match in _QUOTED.finditer(sentence):
+        candidates.append((2.8, *match.span(1), "what"))
+    for match in _NAME.finditer(sentence):
+        if match.start() == 0 and (" " not in match.group() or match.group().split()[0].lower() in _STOPWORDS):
+            continue
+        rarity = 1.0 / frequency[match.group().split()[-1].lower().strip(".'’")] if frequency else 0.0
+        candidates.append((2.0 + min(rarity, 0.7), *match.span(), "what"))
+    for match in _WORD.finditer(sentence):
+        word = match.group().lower()
+        if len(word) < 4 or word in _STOPWORDS or match.start() == 0:
+            continue
+        tail = 0.3 if match.end() >= len(sentence) - 2 else 0.0
+        candidates.append((1.0 / (1 + frequency[word]) + tail + min(len(word), 12) / 100, *match.span(), "what"))
+    chosen: list[tuple[int, int, str]] = []
+    for _, start, end, asks in sorted(candidates, key=lambda item: (-item[0], item[1])):
+        if all(end <= other_start or start >= other_end for other_start, other_end, _ in chosen):
+            chosen.append((start, end, asks))
+        if len(chosen) == MAX_PHRASES:
+            break
+    return sorted(chosen)
+
+
+def ask_pair(fact: Fact) -> Pair:
+    """The sentence as a question that leaves the phrase open: 'The kettle holds how many litres?'."""
+    body = f"{fact.sentence[: fact.start]}{fact.asks}{fact.sentence[fact.end :]}".rstrip(" .!?;:")
+    return Pair(f"{body}?", fact.phrase, "ask", fact.passage, fact.number)
+
+
+def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
+    """A question that keeps some of the sentence's words, near ones and telling ones more often: users don't quote."""
+    before, after = fact.sentence[: fact.start].split(), fact.sentence[fact.end :].split()
+    away = [*range(len(before), 0, -1), *range(1, len(after) + 1)]
+    keep = rng.uniform(0.25, 0.7)
+    kept: list[str] = []
+    for word, distance in zip([*before, *after], away, strict=True):
+        bare = word.strip(".,;:()[]\"“”'")
+        chance = keep if bare.lower() in _STOPWORDS else keep + 0.25
+        chance += 0.15 if distance <= 6 else -0.25 if distance > 14 else 0.0
+        if bare and rng.random() < chance:
+            kept.append(bare)
+    if title and rng.random() < 0.25:
+        kept.insert(0, f"{title}:")
+    text = " ".join([rng.choice(_ASKS.get(fact.asks, _ASKS["what"] if fact.asks == "what" else (fact.asks,))), *kept])
+    return Pair(f"{text[0].upper()}{text[1:]}?", fact.phrase, "ask", fact.passage, fact.number)
+
+
+def restatements(facts: Sequence[Fact], title: str, *, variants: int = 4, seed: int = 0) -> list[Pair]:
+    """Every fact asked for in `variants` ways, and every sentence said from its start and from a hint."""
+    rng = random.Random(seed)
+    subject = title.strip() or "the document"
+    pairs: list[Pair] = []
+    said: set[str] = set()
+    for fact in facts:
+        pairs.extend(sketched_pair(fact, title, rng) for _ in range(variants))
+        if fact.sentence in said:
+            continue
+        said.add(fact.sentence)
+        hint = rng.choice([f"What does {subject} say about {fact.phrase}?", f"{subject}: tell me about {fact.phrase}."])
+        pairs.append(Pair(hint, fact.sentence, "recite", fact.passage, -1))
+        words = fact.sentence.split()
+        cut = rng.randint(max(2, len(words) // 3), max(2, len(words) // 2))
+        pairs.append(Pair(f"Complete: {' '.join(words[:cut])}", " ".join(words[cut:]), "complete", fact.passage, -1))
+    return pairs
+
+
+def held_out_pairs(facts: Sequence[Fact], title: str, *, most: int = 48, seed: int = 0) -> list[Pair]:
+    """Questions in a wording that `restatements` does not use, for testing what was learned; at most `most`."""
+    chosen = list(facts)
+    if len(chosen) > most:
+        chosen = sorted(random.Random(seed).sample(chosen, most), key=lambda fact: fact.number)
+    return [ask_pair(fact) for fact in chosen]

@@ -1,0 +1,288 @@
+"""Brings modules up to date: which documents need one, the trainer's process, what becomes of its results.
+
+Knows nothing about losses or prompts. Invariant: a result is published only while the document is still what it was
+distilled from; whatever is killed and whenever, a later refresh takes up the checkpoint, or the finished result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.catalog import Catalog, DocumentSummary
+from hybridqa.config import Settings
+from hybridqa.errors import HybridQAError, StoreError, TrainingError
+from hybridqa.models import ModelFolder
+from hybridqa.modules.manifest import Manifest
+from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.provenance import commit, hardware
+from hybridqa.training.lesson import Job, chunks, job_name
+from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.synthesis import Synthesiser
+from hybridqa.types import Module, ModuleStatus
+
+log = logging.getLogger(__name__)
+
+
+class Refresher:
+    """Refreshes the modules of one store with one base model."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        registry: ModuleRegistry,
+        model: ModelFolder,
+        prompts: PromptBuilder,
+        settings: Settings,
+        generate: Callable[[Sequence[Sequence[int]], int], list[str]],
+    ) -> None:
+        self._catalog = catalog
+        self._registry = registry
+        self._model = model
+        self._prompts = prompts
+        self._settings = settings
+        self._generate = generate
+        self._work_dir = settings.module_dir / "work"
+
+    def run(
+        self,
+        *,
+        collection: str | None = None,
+        doc_ids: Sequence[str] | None = None,
+        force: bool = False,
+        on_event: Callable[[RefreshEvent], None] | None = None,
+    ) -> RefreshReport:
+        """See `HybridQA.refresh`."""
+        started = time.perf_counter()
+        tell = on_event or (lambda event: None)
+        self._work_dir.mkdir(parents=True, exist_ok=True)
+        documents = self._documents(collection, doc_ids)
+        try:
+            with FileLock(self._work_dir / ".refresh.lock", timeout=0):
+                outcomes = self._run(documents, force, tell)
+        except Timeout as error:
+            raise StoreError(
+                f"another refresh is at work on {str(self._settings.module_dir)!r}; expected to be the only one. "
+                "Wait for it, then run `hybridqa refresh` again."
+            ) from error
+        return RefreshReport(tuple(outcomes), time.perf_counter() - started)
+
+    def _documents(self, collection: str | None, doc_ids: Sequence[str] | None) -> list[DocumentSummary]:
+        if collection is not None:
+            self._catalog.require_collection(collection)
+        documents = self._catalog.list_documents(collection)
+        if doc_ids is None:
+            return documents
+        for doc_id in doc_ids:  # an unknown one is an error, not a silent nothing
+            if not any(document.doc_id == doc_id for document in documents):
+                self._catalog.get_document(collection or "default", doc_id)
+        return [document for document in documents if document.doc_id in doc_ids]
+
+    def recipe(self) -> Recipe:
+        """The recipe that the settings ask for."""
+        settings = self._settings
+        return Recipe(
+            rank=settings.module_rank,
+            alpha=settings.module_alpha,
+            steps=settings.train_steps,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+        )
+
+    def _run(
+        self, documents: Sequence[DocumentSummary], force: bool, tell: Callable[[RefreshEvent], None]
+    ) -> list[RefreshOutcome]:
+        recipe = asdict(self.recipe())
+        outcomes: list[RefreshOutcome] = []
+        todo: dict[str, DocumentSummary] = {}
+        for document in documents:
+            known = None if force else self._known(document, recipe)
+            if known is not None:
+                outcomes.append(known)
+                tell(RefreshEvent(document.collection, document.doc_id, "skip", message=known.reason))
+                continue
+            module_id = module_id_for(document.collection, document.doc_id)
+            name = job_name(module_id, document.content_hash, self._model.hash, recipe)
+            if force:
+                shutil.rmtree(self._work_dir / name, ignore_errors=True)
+            todo[name] = document
+        self._remove_outdated(set(todo))
+        try:
+            self._write_jobs(todo, recipe, tell)
+            for name, event in self._train(todo):
+                document = todo[name]
+                if event["stage"] in ("done", "failed"):
+                    outcomes.append(self._finish(name, document, event, tell))
+                else:
+                    loss = f"loss {event['loss']:.3f}" if "loss" in event else ""
+                    tell(
+                        RefreshEvent(
+                            document.collection, document.doc_id, event["stage"], event["step"], event["total"], loss
+                        )
+                    )
+        except HybridQAError as error:
+            done = {(outcome.collection, outcome.doc_id) for outcome in outcomes}
+            if not done:
+                raise
+            for document in todo.values():
+                if (document.collection, document.doc_id) not in done:
+                    outcomes.append(RefreshOutcome(document.collection, document.doc_id, None, "failed", str(error)))
+        return outcomes
+
+    def _known(self, document: DocumentSummary, recipe: dict[str, Any]) -> RefreshOutcome | None:
+        """The outcome of a document that needs no work: it has a fresh module, or this recipe failed on it before."""
+        for module in reversed(self._catalog.list_modules(document.collection)):
+            if module.documents.get(document.doc_id) != document.content_hash:
+                continue
+            if module.base_model_hash != self._model.hash:
+                continue
+            if module.current:
+                return self._outcome(document, module, "fresh", "its module is fresh")
+            if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe:
+                return self._outcome(document, module, "rejected", "rejected before; train again with --force")
+        return None
+
+    def _outcome(self, document: DocumentSummary, module: Module, state: str, reason: str) -> RefreshOutcome:
+        return RefreshOutcome(
+            document.collection, document.doc_id, module.name, state, reason, 0.0, dict(module.metrics)
+        )
+
+    def _write_jobs(
+        self, todo: dict[str, DocumentSummary], recipe: dict[str, Any], tell: Callable[[RefreshEvent], None]
+    ) -> None:
+        """Has the engine write the synthetic data of every job that has none yet."""
+        new = {name: document for name, document in todo.items() if not (self._work_dir / name / "job.json").is_file()}
+        if not new:
+            return
+        texts: list[tuple[str, list[str]]] = []
+        for place, document in enumerate(new.values()):
+            tell(RefreshEvent(document.collection, document.doc_id, "synthesise", place, len(new)))
+            passages = self._catalog.document_passages(document.collection, document.doc_id)
+            texts.append((document.title, chunks(passages)))
+        curricula = Synthesiser(self._complete, seed=self._settings.seed).run(texts)
+        for (name, document), curriculum in zip(new.items(), curricula, strict=True):
+            Job(
+                collection=document.collection,
+                doc_id=document.doc_id,
+                content_hash=document.content_hash,
+                module_id=module_id_for(document.collection, document.doc_id),
+                model_path=str(self._model.path),
+                model_hash=self._model.hash,
+                context_tokens=self._settings.context_tokens,
+                max_model_len=self._settings.max_model_len,
+                recipe=recipe,
+                curriculum=curriculum,
+            ).save(self._work_dir / name)
+
+    def _complete(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        return self._generate([self._prompts.encode_plain(prompt) for prompt in prompts], max_tokens)
+
+    def _train(self, todo: dict[str, DocumentSummary]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Events of the trainer's process; jobs that an earlier one finished come first."""
+        open_jobs = []
+        for name in todo:
+            if (self._work_dir / name / "result.json").is_file():
+                yield name, {"stage": "done"}
+            else:
+                open_jobs.append(name)
+        if not open_jobs:
+            return
+        command = [
+            sys.executable,
+            "-m",
+            "hybridqa.training.worker",
+            *(str(self._work_dir / name) for name in open_jobs),
+        ]
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        ended: set[str] = set()
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    try:
+                        event = json.loads(line)
+                    except ValueError:  # a library that prints
+                        continue
+                    if event["stage"] in ("done", "failed"):
+                        ended.add(event["job"])
+                    yield event["job"], event
+                code = process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+                process.stdout and process.stdout.close()
+            if len(ended) < len(open_jobs):
+                errors.seek(0)
+                lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+                raise TrainingError(
+                    f"the trainer's process ended with {code} after {len(ended)} of {len(open_jobs)} documents: "
+                    f"{lines[-1] if lines else 'it said nothing'}. Run `hybridqa refresh` again: it goes on from the "
+                    "last checkpoint."
+                )
+
+    def _finish(
+        self, name: str, document: DocumentSummary, event: dict[str, Any], tell: Callable[[RefreshEvent], None]
+    ) -> RefreshOutcome:
+        """Publishes a finished job, or says why not."""
+        collection, doc_id = document.collection, document.doc_id
+        folder = self._work_dir / name
+        if event["stage"] == "failed":
+            tell(RefreshEvent(collection, doc_id, "failed", message=event["reason"]))
+            return RefreshOutcome(collection, doc_id, None, "failed", event["reason"])
+        now = self._catalog.find_document(collection, doc_id)
+        if now is None or now.content_hash != document.content_hash:
+            shutil.rmtree(folder, ignore_errors=True)
+            return RefreshOutcome(collection, doc_id, None, "changed", "the document changed meanwhile; refresh again")
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        metrics = {**result["metrics"], "recipe": result["recipe"], "reason": result["reason"]}
+        manifest = Manifest(
+            module_id=module_id_for(collection, doc_id),
+            collection=collection,
+            documents={doc_id: document.content_hash},
+            base_model=self._model.name,
+            base_model_hash=self._model.hash,
+            rank=result["rank"],
+            alpha=result["alpha"],
+            targets=result["targets"],
+            recipe=result["recipe"],
+            seeds={"train": result["recipe"]["seed"], "synthesis": self._settings.seed},
+            hardware=hardware(),
+            commit=commit(),
+            metrics=metrics,
+        )
+        module = self._registry.publish(folder / "adapter", manifest, result["passed"])
+        shutil.rmtree(folder, ignore_errors=True)
+        seconds = result["metrics"]["seconds"]["total"]
+        state = "published" if result["passed"] else "rejected"
+        tell(RefreshEvent(collection, doc_id, "publish", 1, 1, f"{state}: {result['reason']}"))
+        return RefreshOutcome(collection, doc_id, module.name, state, result["reason"], seconds, metrics)
+
+    def _remove_outdated(self, wanted: set[str]) -> None:
+        """Deletes the folders of jobs whose document has changed or gone."""
+        alive = set(wanted)
+        for folder in self._work_dir.glob("job-*"):
+            if folder.name in alive:
+                continue
+            try:
+                job = Job.load(folder)
+                document = self._catalog.find_document(job.collection, job.doc_id)
+                outdated = document is None or document.content_hash != job.content_hash
+            except (OSError, ValueError, KeyError, TypeError):
+                outdated = True
+            if outdated:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,252 @@
+"""Trains one LoRA adapter on packed examples against a teacher that has the document in its prompt.
+
+Knows nothing about documents, questions or stores: it gets examples as token ids. Invariant: the base model's weights
+never change, and a run resumed from a checkpoint takes the same steps as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hybridqa.errors import TrainingError
+from hybridqa.files import atomic_write_bytes
+from hybridqa.training.checkpoint import load_checkpoint, save_checkpoint
+from hybridqa.training.frozen import FrozenLayers, linear_names
+from hybridqa.training.objectives import (
+    TeacherTargets,
+    Weights,
+    concatenate,
+    distillation_loss,
+    split,
+    summarise_teacher,
+)
+from hybridqa.training.packing import Example, Pack, additive_mask, group, pack
+from hybridqa.training.recipe import Recipe
+
+
+class Trainer:
+    """Holds one base model and trains adapters on it, one at a time."""
+
+    def __init__(self, model_path: Path, *, device: str | None = None) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.base: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="sdpa")
+        self.base.to(self.device).eval().requires_grad_(False)
+        self.targets = linear_names(self.base)  # what an adapter sits on, such as "q_proj"
+        self.model: Any = None  # the peft model while an adapter is attached
+        self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
+
+    # The adapter
+
+    def attach(self, recipe: Recipe) -> None:
+        """Puts a fresh adapter on the base model; its first output equals the base model's."""
+        from peft import LoraConfig, get_peft_model
+
+        self.detach()
+        torch.manual_seed(recipe.seed)
+        layers = self.base.config.get_text_config().num_hidden_layers
+        first = min(int(layers * recipe.first_layer), layers - 1)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=0.0,
+            target_modules=self.targets,
+            layers_to_transform=list(range(first, layers)) if first else None,
+        )
+        self.model = get_peft_model(self.base, config, autocast_adapter_dtype=True)
+        self.model.eval()  # no dropout anywhere: the teacher and the student see the same network
+        self._frozen = FrozenLayers(self.base, first) if first else None
+
+    def detach(self) -> None:
+        """Takes the adapter off again."""
+        if self.model is not None:
+            self.base = self.model.unload()
+            self.base.requires_grad_(False)
+            self.model = None
+            self._frozen = None
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's weights by name."""
+        if self.model is None:
+            return {}
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """Inside, the model answers without its adapter."""
+        if self.model is None:
+            yield
+            return
+        with self.model.disable_adapter():
+            yield
+
+    # Forward
+
+    def forward(
+        self, row: Pack, *, hidden: bool, lower_T_D: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (N, V), hidden states of the layers with an adapter (N, L, D) or None, and targets (N,) of a pack.
+
+        With `lower_T_D`, what `lower` gave for the same pack, the layers below the adapter are not run again.
+        """
+        predicts_N = row.predicts_N.to(self.device)
+        with self._frozen.replaced(lower_T_D) if self._frozen and lower_T_D is not None else nullcontext():
+            output = self._run(row, output_hidden_states=hidden, logits_to_keep=predicts_N)
+        states_N_L_D = None
+        if hidden:  # the first is the embedding output: no layer to match
+            first = 1 + (self._frozen.count if self._frozen else 0)
+            states_N_L_D = torch.stack([state[0, predicts_N] for state in output.hidden_states[first:]], dim=1)
+        return output.logits[0], states_N_L_D, row.targets_N.to(self.device)
+
+    def lower(self, row: Pack) -> Tensor | None:
+        """What the layers without an adapter make of a pack, (T, D); None when every layer has one."""
+        if self._frozen is None:
+            return None
+        with torch.no_grad():
+            return self._frozen.capture(lambda: self._run(row, logits_to_keep=1))
+
+    def _run(self, row: Pack, **options: Any) -> Any:
+        model = self.model if self.model is not None else self.base
+        return model(
+            input_ids=row.token_ids_T[None].to(self.device),
+            position_ids=row.positions_T[None].to(self.device),
+            attention_mask=additive_mask(row.allowed_T_T.to(self.device), self.base.dtype),
+            use_cache=False,
+            **options,
+        )
+
+    def teach(
+        self, examples: Sequence[Example], recipe: Recipe, *, hidden: bool = True, tokens: int = 1024
+    ) -> list[TeacherTargets]:
+        """The base model's targets for each example, whose prompts hold the document; in order."""
+        results: list[TeacherTargets] = []
+        with torch.no_grad(), self.base_alone():
+            for part in group(examples, tokens):
+                row = pack(part)
+                logits_N_V, states_N_L_D, targets_N = self.forward(row, hidden=hidden)
+                if states_N_L_D is None:
+                    states_N_L_D = logits_N_V.new_zeros((len(targets_N), 0, 0))
+                kept = summarise_teacher(
+                    logits_N_V, states_N_L_D, targets_N, top_k=recipe.top_k, temperature=recipe.temperature
+                )
+                results.extend(split(kept, row.lengths))
+        return results
+
+    def score(self, examples: Sequence[Example], *, adapter: bool = True, tokens: int = 1024) -> list[float]:
+        """Mean log-probability per target token of each example, in nats, with or without the adapter."""
+        scores: list[float] = []
+        with torch.no_grad():
+            for part in group(examples, tokens):
+                row = pack(part)
+                if adapter:
+                    logits_N_V, _, targets_N = self.forward(row, hidden=False)
+                else:
+                    with self.base_alone():
+                        logits_N_V, _, targets_N = self.forward(row, hidden=False)
+                logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
+                scores.extend(float(piece.mean()) for piece in logprob_N.split(list(row.lengths)))
+        return scores
+
+    # Training
+
+    def fit(
+        self,
+        students: Sequence[Sequence[Example]],
+        teachers: Sequence[TeacherTargets],
+        recipe: Recipe,
+        *,
+        checkpoint: Path | None = None,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> dict[str, float]:
+        """Trains the attached adapter and says how it went: steps, seconds, last loss.
+
+        `students[v]` are the examples under the v-th prompt wording; an example's `key` indexes `teachers`.
+        With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
+        Raises `TrainingError` when the loss is no number.
+        """
+        weights = Weights(recipe.kl, recipe.hidden, recipe.cross_entropy)
+        packs, plan = schedule(students, recipe)
+        lowers: dict[int, Tensor | None] = {}
+        adapter = self.parameters()
+        optimiser = torch.optim.AdamW(
+            adapter.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
+        )
+        warmup = max(1, round(len(plan) * recipe.warmup))
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, len(plan) - warmup)))
+
+        started = time.perf_counter()
+        first = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else 0
+        smoothed = float("nan")
+        for step in range(first, len(plan)):
+            row = packs[plan[step]]
+            if plan[step] not in lowers:
+                lowers[plan[step]] = self.lower(row)
+            teacher = concatenate([teachers[key] for key in row.keys]).to(self.device)
+            for part in optimiser.param_groups:
+                part["lr"] = recipe.learning_rate * rate(step)
+            logits_N_V, states_N_L_D, targets_N = self.forward(
+                row, hidden=weights.hidden > 0, lower_T_D=lowers[plan[step]]
+            )
+            loss = distillation_loss(
+                logits_N_V, states_N_L_D, targets_N, teacher, weights, temperature=recipe.temperature
+            )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value!r} at step {step}; expected a finite number. "
+                    "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(adapter.values(), 1.0)
+            optimiser.step()
+            smoothed = value if math.isnan(smoothed) else 0.9 * smoothed + 0.1 * value
+            if on_step is not None:
+                on_step(step + 1, len(plan), smoothed)
+            if checkpoint is not None and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < len(plan):
+                save_checkpoint(checkpoint, recipe, step + 1, len(plan), adapter, optimiser)
+        return {"steps": len(plan), "seconds": time.perf_counter() - started, "loss": smoothed}
+
+    def save(self, folder: Path) -> None:
+        """Writes the adapter as a PEFT folder, weights in bfloat16; rounds the attached weights alike."""
+        with torch.no_grad():
+            for weight in self.parameters().values():
+                weight.copy_(weight.to(torch.bfloat16).to(weight.dtype))
+        self.model.save_pretrained(folder)
+        path = folder / "adapter_model.safetensors"
+        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
+        atomic_write_bytes(path, save(tensors, metadata={"format": "pt"}))
+
+
+def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[list[Pack], list[int]]:
+    """The packs of all examples, and which pack each step takes: every epoch all of them, in an order drawn anew."""
+    rng = random.Random(recipe.seed)
+    packs: list[Pack] = []
+    for wording in students:
+        examples = list(wording)
+        rng.shuffle(examples)
+        packs.extend(pack(part) for part in group(examples, recipe.pack_tokens))
+    steps = recipe.steps or max(1, round(recipe.epochs * len(packs)))
+    plan: list[int] = []
+    while len(plan) < steps:
+        order = list(range(len(packs)))
+        rng.shuffle(order)
+        plan.extend(order)
+    return packs, plan[:steps]

@@ -1,0 +1,135 @@
+"""The trainer's process: takes job folders, leaves an adapter and a result in each, says on stdout how far it is.
+
+Run as `python -m hybridqa.training.worker FOLDER…`; prints one JSON object a line. Knows nothing about catalogs or
+registries: it publishes nothing. Invariant: a folder with `result.json` is done, and its adapter is the one judged.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.errors import HybridQAError
+from hybridqa.files import atomic_write_text, fsync_dir
+from hybridqa.training.gate import judge
+from hybridqa.training.lesson import Job
+from hybridqa.training.packing import Example
+from hybridqa.training.pairs import Pair
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.trainer import Trainer
+from hybridqa.training.wordings import WORDINGS, closed_example, sourced_example
+
+TEACHER_TOKENS = 3072  # of one packed row while the teacher reads
+
+
+def say(**event: Any) -> None:
+    """One event for whoever started this process."""
+    print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
+    """Does the job in `folder` and writes its result."""
+    job = Job.load(folder)
+    recipe = Recipe(**job.recipe)
+    lesson = job.curriculum
+    started = time.perf_counter()
+    trainer.attach(recipe)
+    students: list[list[Example]] = [[] for _ in WORDINGS]
+    for key, pair in enumerate(lesson.pairs):
+        wording = key % len(WORDINGS)
+        students[wording].append(closed_example(prompts, pair, key, wording))
+    say(job=folder.name, stage="teach", step=0, total=len(lesson.pairs))
+    teachers = trainer.teach(
+        [sourced_example(prompts, pair, key, lesson) for key, pair in enumerate(lesson.pairs)],
+        recipe,
+        hidden=recipe.hidden > 0,
+        tokens=TEACHER_TOKENS,
+    )
+    taught = time.perf_counter()
+    told = 0.0
+
+    def on_step(step: int, total: int, loss: float) -> None:
+        nonlocal told
+        if time.perf_counter() - told > 0.5 or step == total:
+            told = time.perf_counter()
+            say(job=folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
+
+    metrics: dict[str, Any] = {"train": trainer.fit(students, teachers, recipe, checkpoint=folder, on_step=on_step)}
+    fitted = time.perf_counter()
+    adapter = folder / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)
+    trainer.save(adapter)
+    say(job=folder.name, stage="gate", step=0, total=1)
+    report = judge_module(trainer, prompts, lesson.held_out, job)
+    metrics["gate"] = report.as_dict()
+    metrics["synthesis"] = {"pairs": len(lesson.pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
+    metrics["seconds"] = {
+        "teacher": taught - started,
+        "student": fitted - taught,
+        "gate": time.perf_counter() - fitted,
+        "total": time.perf_counter() - started,
+    }
+    result = {
+        "passed": report.passed,
+        "reason": report.reason,
+        "metrics": metrics,
+        "recipe": asdict(recipe),
+        "rank": recipe.rank,
+        "alpha": recipe.alpha,
+        "targets": trainer.targets,
+    }
+    fsync_dir(adapter)
+    atomic_write_text(folder / "result.json", json.dumps(result))
+    trainer.detach()
+    say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
+
+
+def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pair], job: Job) -> Any:
+    """The gate's report on the attached adapter."""
+    asked = [closed_example(prompts, pair, key, 0) for key, pair in enumerate(held_out)]
+    sourced = [sourced_example(prompts, pair, key, job.curriculum) for key, pair in enumerate(held_out)]
+    few = sourced[:16]
+    return judge(
+        trainer.score(asked, adapter=False) if asked else [],
+        trainer.score(asked) if asked else [],
+        trainer.score(few, adapter=False, tokens=TEACHER_TOKENS) if few else [],
+        trainer.score(few, tokens=TEACHER_TOKENS) if few else [],
+        seed=job.recipe["seed"],
+    )
+
+
+def main(folders: Sequence[str]) -> int:
+    """Works through job folders; one that fails is reported and the next one taken."""
+    from hybridqa.models import load_tokenizer
+
+    trainer: Trainer | None = None
+    prompts: PromptBuilder | None = None
+    failed = 0
+    for name in folders:
+        folder = Path(name)
+        try:
+            job = Job.load(folder)
+            if trainer is None or prompts is None:
+                path = Path(job.model_path)
+                trainer = Trainer(path)
+                prompts = PromptBuilder(
+                    load_tokenizer(path), max_model_len=job.max_model_len, context_tokens=job.context_tokens
+                )
+            work(folder, trainer, prompts)
+        except (HybridQAError, RuntimeError, OSError, ValueError) as error:
+            failed += 1
+            say(job=folder.name, stage="failed", step=0, total=0, reason=f"{type(error).__name__}: {error}")
+            if trainer is not None:
+                trainer.detach()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""The trainer: packs equal single runs, the loss equals a plain one, a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hybridqa.errors import TrainingError
+from hybridqa.training.checkpoint import CHECKPOINT
+from hybridqa.training.objectives import TeacherTargets, summarise_teacher
+from hybridqa.training.packing import Example, group, pack, shared_length
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.trainer import Trainer, schedule
+
+
+def examples(count: int, *, seed: int = 0, prefix: int = 5) -> list[Example]:
+    """Random prompts that begin alike, with random targets."""
+    rng = random.Random(seed)
+    head = [rng.randrange(2, 97) for _ in range(prefix)]
+    made = []
+    for key in range(count):
+        prompt = (*head, *(rng.randrange(2, 97) for _ in range(rng.randint(1, 6))))
+        made.append(Example(prompt, tuple(rng.randrange(2, 97) for _ in range(rng.randint(1, 5))), key))
+    return made
+
+
+def plain_outputs(model: torch.nn.Module, item: Example) -> tuple[Tensor, list[Tensor]]:
+    """Logits (N, V) that predict the target's tokens and each layer's hidden states there, by one plain pass."""
+    ids = torch.tensor([[*item.prompt, *item.target]])
+    output = model(input_ids=ids, output_hidden_states=True)
+    first = len(item.prompt) - 1
+    rows = slice(first, first + len(item.target))
+    return output.logits[0, rows], [state[0, rows] for state in output.hidden_states[1:]]
+
+
+def test_a_pack_gives_what_each_example_gives_alone(tiny_decoder: Path) -> None:
+    trainer = Trainer(tiny_decoder, device="cpu")
+    items = examples(6)
+    row = pack(items)
+    assert len(row) < sum(len(item.prompt) + len(item.target) for item in items)
+    with torch.no_grad():
+        logits_N_V, states_N_L_D, targets_N = trainer.forward(row, hidden=True)
+        plain = [plain_outputs(trainer.base, item) for item in items]
+    assert torch.allclose(logits_N_V, torch.cat([logits for logits, _ in plain]), atol=1e-5)
+    assert targets_N.tolist() == [token for item in items for token in item.target]
+    assert states_N_L_D is not None
+    for layer in range(4):
+        assert torch.allclose(states_N_L_D[:, layer], torch.cat([states[layer] for _, states in plain]), atol=1e-5)
+
+
+def test_examples_that_share_nothing_or_all_are_packed_right(tiny_llama: Path) -> None:
+    trainer = Trainer(tiny_llama, device="cpu")
+    for items in (
+        [Example((3, 4), (5,)), Example((6, 7, 8), (9, 10))],
+        [Example((3, 4, 5), (6, 7)), Example((3, 4, 5), (8,))],
+        [Example((3,), (4, 5, 6))],
+    ):
+        with torch.no_grad():
+            logits_N_V, _, _ = trainer.forward(pack(items), hidden=False)
+            plain = torch.cat([plain_outputs(trainer.base, item)[0] for item in items])
+        assert torch.allclose(logits_N_V, plain, atol=1e-5)
+
+
+def test_groups_keep_order_and_bound() -> None:
+    items = examples(40, prefix=9)
+    parts = group(items, 64)
+    assert [item.key for part in parts for item in part] == list(range(40))
+    assert len(parts) > 2
+    assert all(len(pack(part)) <= 64 for part in parts)
+    assert shared_length([(1, 2, 3), (1, 2, 3)]) == 2
+    with pytest.raises(ValueError, match="at least one example"):
+        pack([])
+    with pytest.raises(ValueError, match="at least one example"):
+        pack([Example((1,), ())])
+
+
+def test_loss_and_gradients_equal_a_plain_implementation(tiny_decoder: Path) -> None:
+    """Packed, with shared prefixes, cached lower layers and a kept teacher, against unpacked passes and full logits."""
+    for first_layer in (0.0, 0.5):
+        recipe = Recipe(rank=4, alpha=8, first_layer=first_layer, top_k=97, steps=1, learning_rate=0.0)
+        trainer = Trainer(tiny_decoder, device="cpu")
+        students = examples(5, seed=1)
+        teachers = [Example((*(9, 8, 7), *item.prompt), item.target, item.key) for item in students]
+        trainer.attach(recipe)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for weight in trainer.parameters().values():
+                weight.normal_(std=0.1)
+        targets = trainer.teach(teachers, recipe)
+        first = int(4 * first_layer)
+        with torch.no_grad(), trainer.base_alone():
+            taught = [plain_outputs(trainer.model, item) for item in teachers]
+        learned = [plain_outputs(trainer.model, item) for item in students]
+        teacher_N_V = torch.cat([logits for logits, _ in taught])
+        student_N_V = torch.cat([logits for logits, _ in learned])
+        kl = F.kl_div(
+            F.log_softmax(student_N_V, -1), F.log_softmax(teacher_N_V, -1), log_target=True, reduction="batchmean"
+        )
+        distances = []
+        for layer in range(first, 4):
+            teacher = torch.cat([states[layer] for _, states in taught]).bfloat16().float()
+            student = torch.cat([states[layer] for _, states in learned])
+            distances.append((student - teacher).abs().sum() / teacher.abs().sum())
+        plain_loss = kl + torch.stack(distances).mean()
+        plain_loss.backward()  # type: ignore[no-untyped-call]
+        expected = {
+            name: weight.grad.clone() for name, weight in trainer.parameters().items() if weight.grad is not None
+        }
+        report = trainer.fit([students], targets, recipe)
+        assert report["loss"] == pytest.approx(float(plain_loss.detach()), abs=2e-5)
+        norm = torch.stack([grad.norm() for grad in expected.values()]).norm()
+        scale = min(1.0, 1.0 / float(norm))  # fit clips
+        assert len(expected) == len(trainer.parameters()) > 0
+        for name, weight in trainer.parameters().items():
+            assert weight.grad is not None
+            assert torch.allclose(weight.grad, expected[name] * scale, atol=1e-5), name
+
+
+def test_few_kept_logits_come_close_to_all() -> None:
+    torch.manual_seed(0)
+    teacher_N_V, student_N_V = torch.randn(7, 500) * 4, torch.randn(7, 500)
+    hidden = torch.zeros(7, 0, 0)
+    from hybridqa.training.objectives import kl_divergence
+
+    full = F.kl_div(
+        F.log_softmax(student_N_V, -1), F.log_softmax(teacher_N_V, -1), log_target=True, reduction="batchmean"
+    )
+    targets_N = torch.zeros(7, dtype=torch.long)
+    values = [
+        float(kl_divergence(student_N_V, summarise_teacher(teacher_N_V, hidden, targets_N, top_k=k)))
+        for k in (8, 64, 500)
+    ]
+    assert values[0] <= values[1] <= values[2] + 1e-4  # a coarser view can only see less
+    assert values[2] == pytest.approx(float(full), rel=1e-4)
+    assert values[1] == pytest.approx(float(full), rel=0.05)
+
+
+def run(trainer: Trainer, recipe: Recipe, checkpoint: Path | None, stop_after: int | None = None) -> dict[str, Tensor]:
+    class Killed(Exception):
+        pass
+
+    def on_step(step: int, total: int, loss: float) -> None:
+        if step == stop_after:
+            raise Killed
+
+    items = examples(12, seed=2)
+    trainer.attach(recipe)
+    targets = trainer.teach(items, recipe)
+    try:
+        trainer.fit([items[::2], items[1::2]], targets, recipe, checkpoint=checkpoint, on_step=on_step)
+    except Killed:
+        assert stop_after is not None
+    else:
+        assert stop_after is None
+    return {name: weight.detach().clone() for name, weight in trainer.parameters().items()}
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = Recipe(rank=4, alpha=8, steps=12, pack_tokens=40, checkpoint_steps=3, cross_entropy=1.0, first_layer=0.25)
+    trainer = Trainer(tiny_llama, device="cpu")
+    whole = run(trainer, recipe, None)
+    run(trainer, recipe, tmp_path, stop_after=8)
+    assert (tmp_path / CHECKPOINT).is_file()
+    steps: list[int] = []
+    trainer.attach(recipe)
+    items = examples(12, seed=2)
+    targets = trainer.teach(items, recipe)
+    trainer.fit(
+        [items[::2], items[1::2]], targets, recipe, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step)
+    )
+    assert steps == list(range(7, 13))
+    for name, weight in trainer.parameters().items():
+        assert torch.equal(weight, whole[name]), name
+    other = dataclasses.replace(recipe, learning_rate=1e-3)
+    steps.clear()
+    trainer.attach(other)
+    trainer.fit([items], targets, other, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step))
+    assert steps[0] == 1  # a checkpoint of another recipe is not taken up
+    (tmp_path / CHECKPOINT).write_bytes(b"damaged")
+    steps.clear()
+    trainer.attach(recipe)
+    trainer.fit([items], targets, recipe, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step))
+    assert steps[0] == 1
+
+
+def test_training_teaches_and_leaves_the_base_alone(tiny_decoder: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_decoder, device="cpu")
+    before = {name: weight.clone() for name, weight in trainer.base.state_dict().items()}
+    recipe = Recipe(rank=8, alpha=16, steps=150, learning_rate=2e-2, cross_entropy=1.0, kl=0.0, hidden=0.0)
+    items = examples(6, seed=4)
+    trainer.attach(recipe)
+    assert trainer.score(items) == pytest.approx(trainer.score(items, adapter=False), abs=1e-5)
+    targets = trainer.teach(items, recipe, hidden=False)
+    trainer.fit([items], targets, recipe)
+    after, base = trainer.score(items), trainer.score(items, adapter=False)
+    assert min(new - old for new, old in zip(after, base, strict=True)) > 0.3
+    trainer.save(tmp_path / "adapter")
+    saved = trainer.score(items)
+    trainer.detach()
+    assert trainer.base.state_dict().keys() == before.keys()
+    for name, weight in trainer.base.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+    from peft import PeftModel
+
+    again = PeftModel.from_pretrained(trainer.base, str(tmp_path / "adapter"))
+    with torch.no_grad():
+        logits_N_V, _ = plain_outputs(again, items[0])
+    logprob = torch.log_softmax(logits_N_V, -1).gather(1, torch.tensor(items[0].target)[:, None]).mean()
+    assert float(logprob) == pytest.approx(saved[0], abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_an_error_that_says_so(tiny_llama: Path) -> None:
+    trainer = Trainer(tiny_llama, device="cpu")
+    recipe = Recipe(rank=2, alpha=4, steps=2, hidden=0.0)
+    items = examples(2)
+    trainer.attach(recipe)
+    targets = trainer.teach(items, recipe, hidden=False)
+    broken: list[TeacherTargets] = [
+        dataclasses.replace(part, logprobs_N_K=part.logprobs_N_K * float("nan")) for part in targets
+    ]
+    with pytest.raises(TrainingError, match="learning_rate"):
+        trainer.fit([items], broken, recipe)
+
+
+def test_every_epoch_takes_every_pack_once() -> None:
+    items = examples(30, prefix=4)
+    packs, plan = schedule([items[:15], items[15:]], Recipe(epochs=3, pack_tokens=48))
+    assert len(plan) == 3 * len(packs)
+    for epoch in range(3):
+        assert sorted(plan[epoch * len(packs) : (epoch + 1) * len(packs)]) == list(range(len(packs)))
+    assert sorted(key for row in packs for key in row.keys) == list(range(30))
+    assert plan == schedule([items[:15], items[15:]], Recipe(epochs=3, pack_tokens=48))[1]
