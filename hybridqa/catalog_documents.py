@@ -219,7 +219,7 @@ def _check_embedder(connection: sqlite3.Connection, embedder: str, dimension: in
     if known is not None and known != (embedder, dimension):
         raise EmbedderMismatchError(
             f"the store's vectors are of the embedder {known[0]!r} with {known[1]} dimensions, not {embedder!r} with "
-            f"{dimension}; set the embedder back, or run `hybridqa doctor --reembed` to make them anew."
+            f"{dimension}; set the embedder back, or run `hybridqa refresh --embeddings` to make them anew."
         )
 
 

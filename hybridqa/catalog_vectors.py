@@ -129,7 +129,7 @@ class VectorTable:
                 if missing:
                     raise StoreError(
                         f"{missing} passages have no new vector: documents were added meanwhile; "
-                        "run `hybridqa doctor --reembed` again."
+                        "run `hybridqa refresh --embeddings` again."
                     )
                 connection.execute("DELETE FROM vectors")
                 connection.execute(

@@ -11,14 +11,16 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from hybridqa.answering.answerer import Answerer
+from hybridqa.answering.answerer import Answerer, Plan
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
@@ -41,7 +43,16 @@ if TYPE_CHECKING:
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+
+class AskOptions(TypedDict, total=False):
+    """How a question is to be answered; each may be left out."""
+
+    collection: str  # whose documents; "default"
+    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
+    history: Sequence[Message]  # earlier turns of the conversation, oldest first
+    k: int | None  # passages in the prompt, at most; the setting `passages`
+    modules: int | None  # modules in the stack, at most; the setting `modules`
 
 
 class HybridQA:
@@ -55,6 +66,7 @@ class HybridQA:
         self._engine_lock: asyncio.Lock | None = None
         self._building = threading.RLock()
         self._closed = False
+        self._stacks_in_use: Counter[str] = Counter()  # of running requests; touched on the engine's loop alone
 
     @classmethod
     def open(cls, store: str | Path | None = None, *, create: bool = False, **settings: Any) -> HybridQA:
@@ -121,7 +133,9 @@ class HybridQA:
     @cached_property
     def stacks(self) -> StackCache:
         """Composed stacks on disk."""
-        return StackCache(self.settings.module_dir / "stacks", self.settings.stack_cache_mb)
+        cache = StackCache(self.settings.module_dir / "stacks", self.settings.stack_cache_mb)
+        cache.keep_only({module.name for module in self.catalog.list_modules()})  # a removal may have been cut short
+        return cache
 
     @cached_property
     def prompts(self) -> PromptBuilder:
@@ -229,8 +243,13 @@ class HybridQA:
     def remove(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> None:
         """Removes a document with its passages, vectors, modules, and every stack that holds them."""
         removed = self.catalog.remove_document(collection, doc_id)
-        self.stacks.forget(removed)
-        self.registry.remove_for(removed)
+        if removed:  # else no base model is needed
+            self.stacks.forget(removed)
+            self.registry.remove_for(removed)
+
+    def compact(self) -> None:
+        """Erases the last words of removed documents from the full-text index, and gives free space back."""
+        self.catalog.compact()
 
     def documents(self, collection: str | None = None) -> list[DocumentSummary]:
         """What the store holds."""
@@ -283,47 +302,24 @@ class HybridQA:
 
     # Questions
 
-    def ask(
-        self,
-        question: str,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: Mode | str = Mode.HYBRID,
-        history: Sequence[Message] = (),
-        k: int | None = None,
-        modules: int | None = None,
-    ) -> Answer:
-        """Answers `question` from the documents of `collection`.
+    def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
+        """Answers `question` from the documents of a collection; see `AskOptions`.
 
-        `k` bounds the passages in the prompt and `modules` the modules in the stack (defaults: the settings').
         Raises `QuestionError` for an empty or too long question and `CollectionNotFoundError`.
         """
-        return self._loop.run(self._ask(question, collection, Mode(mode), tuple(history), k, modules))
+        return self._loop.run(self._ask(question, options))
 
-    async def aask(
-        self,
-        question: str,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: Mode | str = Mode.HYBRID,
-        history: Sequence[Message] = (),
-        k: int | None = None,
-        modules: int | None = None,
-    ) -> Answer:
+    async def aask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """`ask` for asyncio; cancelling the task stops the generation."""
-        work = self._ask(question, collection, Mode(mode), tuple(history), k, modules)
-        return await asyncio.wrap_future(self._loop.submit(work))
+        return await asyncio.wrap_future(self._loop.submit(self._ask(question, options)))
 
     def ask_many(
         self,
         questions: Sequence[str],
         *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: Mode | str = Mode.HYBRID,
-        k: int | None = None,
-        modules: int | None = None,
         at_once: int = 16,
         on_answer: Callable[[int, Answer], None] | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Answer]:
         """Answers many questions, `at_once` of them together in the engine; in order."""
 
@@ -332,7 +328,7 @@ class HybridQA:
 
             async def one(place: int, question: str) -> Answer:
                 async with slots:
-                    answer = await self._ask(question, collection, Mode(mode), (), k, modules)
+                    answer = await self._ask(question, options)
                 if on_answer is not None:
                     on_answer(place, answer)
                 return answer
@@ -341,90 +337,81 @@ class HybridQA:
 
         return self._loop.run(work())
 
-    def stream(
-        self,
-        question: str,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: Mode | str = Mode.HYBRID,
-        history: Sequence[Message] = (),
-        k: int | None = None,
-        modules: int | None = None,
-    ) -> Iterator[Delta | Answer]:
+    def stream(self, question: str, **options: Unpack[AskOptions]) -> Iterator[Delta | Answer]:
         """The answer's text as it comes, then the whole `Answer`; closing the iterator stops the generation."""
-        pieces = self._stream(question, collection, Mode(mode), tuple(history), k, modules)
+        pieces = self._stream(question, options)
         try:
-            while True:
-                try:
-                    yield self._loop.run(_next(pieces))
-                except StopAsyncIteration:
-                    return
+            while (piece := self._loop.run(_next(pieces))) is not None:
+                yield piece
         finally:
             self._loop.run(_aclose(pieces))
 
-    async def astream(
-        self,
-        question: str,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: Mode | str = Mode.HYBRID,
-        history: Sequence[Message] = (),
-        k: int | None = None,
-        modules: int | None = None,
-    ) -> AsyncIterator[Delta | Answer]:
+    async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Delta | Answer]:
         """`stream` for asyncio."""
-        pieces = self._stream(question, collection, Mode(mode), tuple(history), k, modules)
+        pieces = self._stream(question, options)
         try:
-            while True:
-                try:
-                    yield await asyncio.wrap_future(self._loop.submit(_next(pieces)))
-                except StopAsyncIteration:
-                    return
+            while (piece := await asyncio.wrap_future(self._loop.submit(_next(pieces)))) is not None:
+                yield piece
         finally:
             await asyncio.wrap_future(self._loop.submit(_aclose(pieces)))
 
-    async def _ask(
-        self,
-        question: str,
-        collection: str,
-        mode: Mode,
-        history: tuple[Message, ...],
-        k: int | None,
-        modules: int | None,
-    ) -> Answer:
-        started = time.perf_counter()
+    async def _plan(self, question: str, options: AskOptions) -> tuple[Answerer, Plan]:
         answerer = await asyncio.to_thread(self._answerer_ready)
-        plan = await asyncio.to_thread(answerer.plan, question, collection, mode, history, k, modules)
+        plan = await asyncio.to_thread(
+            answerer.plan,
+            question,
+            options.get("collection", DEFAULT_COLLECTION),
+            Mode(options.get("mode", Mode.HYBRID)),
+            tuple(options.get("history", ())),
+            options.get("k"),
+            options.get("modules"),
+        )
+        return answerer, plan
+
+    async def _ask(self, question: str, options: AskOptions) -> Answer:
+        started = time.perf_counter()
+        answerer, plan = await self._plan(question, options)
         if plan.prompt is None:
             return answerer.abstain(plan, total_s=time.perf_counter() - started)
-        answer = await answerer.answer(plan, await self._engine_ready())
+        async with self._using(plan):
+            answer = await answerer.answer(plan, await self._engine_ready())
         return replace(answer, timings={**answer.timings, "total": time.perf_counter() - started})
 
-    async def _stream(
-        self,
-        question: str,
-        collection: str,
-        mode: Mode,
-        history: tuple[Message, ...],
-        k: int | None,
-        modules: int | None,
-    ) -> AsyncIterator[Delta | Answer]:
+    async def _stream(self, question: str, options: AskOptions) -> AsyncIterator[Delta | Answer]:
         started = time.perf_counter()
-        answerer = await asyncio.to_thread(self._answerer_ready)
-        plan = await asyncio.to_thread(answerer.plan, question, collection, mode, history, k, modules)
+        answerer, plan = await self._plan(question, options)
         if plan.prompt is None:
             abstention = answerer.abstain(plan, total_s=time.perf_counter() - started)
             yield Delta(abstention.text, finish_reason="stop")
             yield abstention
             return
-        pieces = answerer.stream(plan, await self._engine_ready())
+        async with self._using(plan):
+            pieces = answerer.stream(plan, await self._engine_ready())
+            try:
+                async for piece in pieces:
+                    if isinstance(piece, Answer):
+                        piece = replace(piece, timings={**piece.timings, "total": time.perf_counter() - started})
+                    yield piece
+            finally:
+                await _aclose(pieces)
+
+    @asynccontextmanager
+    async def _using(self, plan: Plan) -> AsyncIterator[None]:
+        """Keeps a plan's stack while its request runs; then lets go of stacks that are doomed or have no room."""
+        if plan.adapter is None:
+            yield
+            return
+        self._stacks_in_use[plan.adapter.name] += 1
         try:
-            async for piece in pieces:
-                if isinstance(piece, Answer):
-                    piece = replace(piece, timings={**piece.timings, "total": time.perf_counter() - started})
-                yield piece
+            yield
         finally:
-            await _aclose(pieces)
+            self._stacks_in_use[plan.adapter.name] -= 1
+            self._stacks_in_use += Counter()  # drops the zeros
+            surplus = await asyncio.to_thread(self.stacks.surplus, set(self._stacks_in_use))
+            if surplus and self._engine is not None:
+                for name in surplus:
+                    await self._engine.evict(name)
+                self.stacks.release(surplus)
 
     def warm_up(self) -> None:
         """Loads the models and starts the engine now instead of at the first question."""
@@ -465,8 +452,9 @@ class HybridQA:
         await asyncio.to_thread(self.close)
 
 
-async def _next(pieces: AsyncIterator[T]) -> T:
-    return await anext(pieces)
+async def _next(pieces: AsyncIterator[Delta | Answer]) -> Delta | Answer | None:
+    """The next piece, or None at the end: a StopAsyncIteration cannot cross a future."""
+    return await anext(pieces, None)
 
 
 async def _aclose(pieces: AsyncIterator[Any]) -> None:

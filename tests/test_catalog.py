@@ -150,14 +150,15 @@ def test_a_removed_text_leaves_no_bytes(tmp_path: Path) -> None:
         put(catalog, "kept", "Marimba words stay")
         put(catalog, "d", "Xylophone9Marker " * 200)
         catalog.remove_document("c", "d")
-        size = path.stat().st_size
+    size = path.stat().st_size
+    with Catalog.open(path) as catalog:
         catalog.compact()
         assert catalog.check() == []
         assert len(catalog.search_lexical("c", "marimba", 5)) == 1
     data = path.read_bytes().lower()
     assert b"xylophone9" not in data
     assert b"marimba" in data
-    assert len(data) <= size
+    assert len(data) < size
 
 
 def test_collections_do_not_see_one_another(catalog: Catalog) -> None:
@@ -325,9 +326,10 @@ def bad_drafts(name: str) -> tuple[Document, list[PassageDraft], np.ndarray]:
 
 @pytest.mark.parametrize(
     "name",
-    "no passages,offsets,range,empty,ordinal,count,flat,nan,metadata,metadata nan,surrogate,heading,id,hash,collection".split(
-        ","
-    ),
+    [
+        *("no passages", "offsets", "range", "empty", "ordinal", "count", "flat", "nan", "metadata", "metadata nan"),
+        *("surrogate", "heading", "id", "hash", "collection"),
+    ],
 )
 def test_what_cannot_be_kept_is_refused_whole(catalog: Catalog, name: str) -> None:
     with pytest.raises(InputError):

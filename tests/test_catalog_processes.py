@@ -77,7 +77,7 @@ def round_of(catalog: Catalog, collection: str, doc_id: str) -> int:
 def test_a_killed_writer_leaves_a_whole_store_with_all_it_reported(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite3"
     chance = random.Random(7)
-    for attempt in range(7):
+    for attempt in range(5):
         writer = f"w{attempt}"
         with start(path, writer, 1_000_000) as process:
             assert process.stdout is not None
@@ -100,7 +100,7 @@ def test_a_killed_writer_leaves_a_whole_store_with_all_it_reported(tmp_path: Pat
 def test_a_writer_killed_while_making_the_store_leaves_one_that_can_be_made(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from hybridqa.catalog import Catalog; print('go', flush=True); "
     code += "Catalog.open(Path(sys.argv[1]), create=True)"
-    for attempt in range(4):
+    for attempt in range(3):
         path = tmp_path / f"catalog-{attempt}"
         with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.prompt import Prompt, PromptBuilder
+from hybridqa.answering.refusal import is_refusal
 from hybridqa.catalog import Catalog
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
 from hybridqa.errors import AdapterError, NotFoundError, QuestionError, StoreError
@@ -63,7 +64,7 @@ class Answerer:
         self._stacks = stacks
         self._prompts = prompts
         self._passages = passages
-        self._sampling = Sampling(max_tokens=max_answer_tokens)
+        self._sampling = Sampling(max_tokens=max_answer_tokens, stop=prompts.stop)
         self._max_rank = max_rank
 
     def plan(
@@ -176,7 +177,7 @@ class Answerer:
     def _finish(self, plan: Plan, done: Completion) -> Answer:
         assert plan.prompt is not None
         started = time.perf_counter()
-        text, citations = resolve_citations(done.text.strip(), plan.prompt.passages)
+        text, citations = resolve_citations(done.text.strip(), plan.prompt.passages, plan.question)
         timings = {
             **plan.timings,
             "first_token": done.first_token_s,
@@ -184,9 +185,12 @@ class Answerer:
             "cite": time.perf_counter() - started,
         }
         tokens = done.usage.completion_tokens
+        refused = is_refusal(text)
         return Answer(
             text=text,
             mode=plan.mode,
+            abstained=refused,
+            missing=f"an answer to {plan.question.strip()!r} in what was found" if refused else None,
             citations=citations,
             passages=plan.prompt.passages,
             modules=plan.route.modules,

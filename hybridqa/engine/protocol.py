@@ -86,6 +86,10 @@ class Engine(Protocol):
         """The completion in pieces; closing the iterator stops the generation in the engine."""
         ...
 
+    async def evict(self, name: str) -> None:
+        """Forgets an adapter, so that its folder may be deleted; requests that use it go on."""
+        ...
+
     async def close(self) -> None:
         """Frees the model; later calls raise `EngineClosedError`."""
         ...

@@ -16,7 +16,8 @@ from typing import Any
 from hybridqa.catalog import Catalog, PutResult
 from hybridqa.errors import InputError, UnreadableDocumentError
 from hybridqa.ingest.passages import split_passages
-from hybridqa.ingest.readers import Heading, read_path, walk
+from hybridqa.ingest.readers import read_path, walk
+from hybridqa.ingest.source import Heading, normalise
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.types import DEFAULT_COLLECTION, Document
 
@@ -105,8 +106,7 @@ class Library:
         metadata: Mapping[str, Any] | None = None,
     ) -> AddResult:
         """Adds a text under `doc_id`."""
-        text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
-        text = text.encode("utf-8", "ignore").decode("utf-8")
+        text = normalise(text)
         if not text.strip():
             raise UnreadableDocumentError(f"document {doc_id!r} has no text; expected at least one word.")
         if len(text.encode("utf-8")) > self._max_bytes:
@@ -132,8 +132,6 @@ class Library:
             raise InputError(
                 f"document id {doc_id[:80]!r} cannot be used; expected 1 to {MAX_ID_CHARACTERS} printable characters."
             )
-        if not collection.strip() or len(collection) > 128 or not collection.isprintable():
-            raise InputError(f"collection {collection[:80]!r} cannot be used; expected 1 to 128 printable characters.")
         digest = content_hash(title, text)
         known = self._catalog.find_document(collection, doc_id)
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -118,7 +118,7 @@ def concatenate(parts: Sequence[TeacherTargets]) -> TeacherTargets:
 def split(targets: TeacherTargets, lengths: Sequence[int]) -> list[TeacherTargets]:
     """The opposite of `concatenate`."""
     pieces = [
-        part.split(list(lengths))
+        torch.split(part, list(lengths))
         for part in (
             targets.ids_N_K,
             targets.logprobs_N_K,

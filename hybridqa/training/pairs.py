@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from hybridqa.ingest.sentences import split_sentences
 
 MAX_PHRASES = 3  # key phrases asked for in one sentence
+MAX_PLAIN_PHRASES = 2  # no more plain words are taken once there are so many
 _STOPWORDS = frozenset(
     "a about above after again all also although an and any are as at be because been before being below between both "
     "but by can could did do does during each either every few for from further had has have he her here hers him his "
@@ -37,6 +38,7 @@ _ASKS = {
     "which year": ("when", "what year", "in which year"),
     "what": ("what", "who", "which", "where", "what is"),
 }
+_MARKERS = frozenset("a an the of in on by with from for to as is are was were at its their into".split())
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 
 
@@ -71,19 +73,21 @@ class Fact:
 def find_facts(passages: Sequence[str], *, seed: int = 0) -> list[Fact]:
     """The facts of a document's passages, in order; at most `MAX_PHRASES` a sentence."""
     frequency = Counter(word.lower() for text in passages for word in _WORD.findall(text))
+    sentences = sum(len(split_sentences(text)) for text in passages)
+    subject = {word for word, count in frequency.items() if count >= 4 and count > sentences / 4}
     facts: list[Fact] = []
     for ordinal, text in enumerate(passages):
         for start, end in split_sentences(text):
             sentence = " ".join(text[start:end].split())
             if len(sentence.split()) < 4:
                 continue
-            for span_start, span_end, asks in _key_phrases(sentence, frequency):
+            for span_start, span_end, asks in _key_phrases(sentence, frequency, subject | _STOPWORDS):
                 facts.append(Fact(len(facts), ordinal, sentence, span_start, span_end, asks))
     return facts
 
 
-def _key_phrases(sentence: str, frequency: Counter[str]) -> list[tuple[int, int, str]]:
-    """Spans worth asking for, best first, not overlapping."""
+def _key_phrases(sentence: str, frequency: Counter[str], plain: Set[str]) -> list[tuple[int, int, str]]:
+    """Spans worth asking for, in order, not overlapping; `plain` words say too little to be among them."""
     candidates: list[tuple[float, int, int, str]] = []
     for match in _DATE.finditer(sentence):
         candidates.append((4.0, *match.span(), "when"))
@@ -91,7 +95,7 @@ def _key_phrases(sentence: str, frequency: Counter[str]) -> list[tuple[int, int,
         candidates.append((3.5, *match.span(), "which year"))
     for match in _NUMBER.finditer(sentence):
         parts = re.split(r"[ -]", match.group(), maxsplit=1)
-        unit = parts[1] if len(parts) > 1 and parts[1].lower() not in _STOPWORDS else ""
+        unit = parts[1] if len(parts) > 1 and parts[1].lower() not in plain else ""
         end = match.end() if unit or len(parts) == 1 else match.start() + len(parts[0])
         candidates.append((3.0, match.start(), end, f"how many {unit}" if unit else "how much"))
     for match in _QUOTED.finditer(sentence):
@@ -99,21 +103,45 @@ def _key_phrases(sentence: str, frequency: Counter[str]) -> list[tuple[int, int,
     for match in _NAME.finditer(sentence):
         if match.start() == 0 and (" " not in match.group() or match.group().split()[0].lower() in _STOPWORDS):
             continue
-        rarity = 1.0 / frequency[match.group().split()[-1].lower().strip(".'’")] if frequency else 0.0
-        candidates.append((2.0 + min(rarity, 0.7), *match.span(), "what"))
-    for match in _WORD.finditer(sentence):
-        word = match.group().lower()
-        if len(word) < 4 or word in _STOPWORDS or match.start() == 0:
+        name = match.group().rstrip(".,'’&-")
+        if all(word.lower() in plain for word in name.split()):
             continue
-        tail = 0.3 if match.end() >= len(sentence) - 2 else 0.0
-        candidates.append((1.0 / (1 + frequency[word]) + tail + min(len(word), 12) / 100, *match.span(), "what"))
+        rarity = 1.0 / max(1, frequency[name.split()[-1].lower()])
+        candidates.append((2.0 + min(rarity, 0.7), match.start(), match.start() + len(name), "what"))
+    candidates.extend(_noun_phrases(sentence, frequency, plain))
     chosen: list[tuple[int, int, str]] = []
-    for _, start, end, asks in sorted(candidates, key=lambda item: (-item[0], item[1])):
-        if all(end <= other_start or start >= other_end for other_start, other_end, _ in chosen):
+    for score, start, end, asks in sorted(candidates, key=lambda item: (-item[0], item[1])):
+        enough = MAX_PHRASES if score > 2 else MAX_PLAIN_PHRASES
+        apart = all(end <= other_start or start >= other_end for other_start, other_end, _ in chosen)
+        if apart and len(chosen) < enough:
             chosen.append((start, end, asks))
-        if len(chosen) == MAX_PHRASES:
-            break
     return sorted(chosen)
+
+
+def _noun_phrases(sentence: str, frequency: Counter[str], plain: Set[str]) -> list[tuple[float, int, int, str]]:
+    """Runs of at most three plain words behind an article, a preposition or a form of 'be': (score below 2, span)."""
+    found: list[tuple[float, int, int, str]] = []
+    run: list[re.Match[str]] = []
+    marker = ""
+    words = [*_WORD.finditer(sentence), None]
+    for place, match in enumerate(words):
+        lowered = match.group().lower() if match else ""
+        gap = sentence[run[-1].end() : match.start()] if run and match else " "
+        if match is not None and lowered not in plain and (not run or gap == " "):
+            if not run:
+                before = words[place - 1] if place else None
+                marker = before.group().lower() if before else ""
+            run.append(match)
+            continue
+        if run and marker in _MARKERS:
+            kept = run[-3:]
+            rarity = sum(1 / (1 + frequency[word.group().lower()]) for word in kept) / len(kept)
+            tail = 0.3 if len(sentence) - kept[-1].end() <= 2 else 0.0
+            if sum(len(word.group()) for word in kept) >= 4:
+                found.append((rarity + tail, kept[0].start(), kept[-1].end(), "what"))
+        run = [match] if match is not None and lowered not in plain else []
+        marker = ""  # a run behind a comma has no marker of its own
+    return found
 
 
 def ask_pair(fact: Fact) -> Pair:
@@ -130,7 +158,8 @@ def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
     kept: list[str] = []
     for word, distance in zip([*before, *after], away, strict=True):
         bare = word.strip(".,;:()[]\"“”'")
-        chance = keep if bare.lower() in _STOPWORDS else keep + 0.25
+        bare = bare.lower() if bare.lower() in _STOPWORDS else bare
+        chance = keep if bare in _STOPWORDS else keep + 0.25
         chance += 0.15 if distance <= 6 else -0.25 if distance > 14 else 0.0
         if bare and rng.random() < chance:
             kept.append(bare)

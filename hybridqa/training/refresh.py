@@ -209,7 +209,9 @@ class Refresher:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         ended: set[str] = set()
         with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+            process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+            )
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -225,7 +227,9 @@ class Refresher:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
-                process.stdout and process.stdout.close()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
             if len(ended) < len(open_jobs):
                 errors.seek(0)
                 lines = errors.read().decode("utf-8", "replace").strip().splitlines()
@@ -252,6 +256,7 @@ class Refresher:
         metrics = {**result["metrics"], "recipe": result["recipe"], "reason": result["reason"]}
         manifest = Manifest(
             module_id=module_id_for(collection, doc_id),
+            version=0,  # the registry gives the number
             collection=collection,
             documents={doc_id: document.content_hash},
             base_model=self._model.name,

@@ -157,7 +157,7 @@ class Trainer:
                     with self.base_alone():
                         logits_N_V, _, targets_N = self.forward(row, hidden=False)
                 logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
-                scores.extend(float(piece.mean()) for piece in logprob_N.split(list(row.lengths)))
+                scores.extend(float(piece.mean()) for piece in torch.split(logprob_N, list(row.lengths)))
         return scores
 
     # Training

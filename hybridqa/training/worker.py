@@ -7,8 +7,10 @@ registries: it publishes nothing. Invariant: a folder with `result.json` is done
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -105,6 +107,16 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
     )
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one that holds the other end of stdin has gone, however it went."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
 def main(folders: Sequence[str]) -> int:
     """Works through job folders; one that fails is reported and the next one taken."""
     from hybridqa.models import load_tokenizer
@@ -132,4 +144,5 @@ def main(folders: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

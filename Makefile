@@ -1,0 +1,40 @@
+# make demo · make test          everything else is for people who work on hybridqa
+export OMP_WAIT_POLICY ?= PASSIVE
+PYTHON := .venv/bin/python
+
+.PHONY: help install demo test test-slow lint format clean distclean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+install: ## make .venv and install hybridqa in it
+	@./install.sh
+
+demo: install ## add the example documents, distill their modules, and compare the four ways of answering
+	@$(PYTHON) -m hybridqa.models
+	@$(PYTHON) examples/demo.py
+
+test: ## install what the tests need, then format check, lint, types and the tests that take seconds
+	@./install.sh dev
+	@$(MAKE) --no-print-directory lint
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: ## the tests that take minutes
+	@./install.sh dev
+	$(PYTHON) -m pytest -m slow
+
+lint: ## ruff and mypy; needs `./install.sh dev`
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: ## let ruff mend what it can
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean: ## remove caches and builds
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find hybridqa tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## and the demo's store and .venv
+	rm -rf demo-store .venv

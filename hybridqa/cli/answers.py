@@ -1,0 +1,192 @@
+"""`ask` and `chat`: questions and answers.
+
+Knows nothing about how an answer is found. Invariant: `--json` prints one object an answer, on one line where standard
+output is no terminal; with `--stream`, lines `{"delta": …}` come before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hybridqa.cli import output
+from hybridqa.cli.context import PARTIAL, AsJson, Collection, command, fail, open_store
+from hybridqa.errors import HybridQAError, QuestionError
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode
+
+if TYPE_CHECKING:
+    from hybridqa.pipeline import HybridQA
+
+HELP = "/mode [hybrid|retrieval|modules|closed] · /clear forgets the conversation · /quit"
+AskMode = Annotated[Mode, typer.Option("--mode", "-m", help="Where the answer may come from.")]
+Passages = Annotated[int | None, typer.Option("--k", "-k", min=1, help="Passages in the prompt, at most.")]
+
+
+@command
+def ask(
+    context: typer.Context,
+    question: Annotated[str, typer.Argument(help="The question; '-' reads it from standard input.")] = "-",
+    mode: AskMode = Mode.HYBRID,
+    k: Passages = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one question from the documents, with citations."""
+    if question == "-":
+        question = sys.stdin.buffer.read().decode("utf-8", "replace")
+    if not question.strip():
+        raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
+    with open_store(context) as store:
+        answer = _answer(store, question, mode, k, collection, (), stream, as_json)
+        _show(answer, question, collection, as_json, streamed=stream)
+
+
+@command
+def chat(
+    context: typer.Context,
+    mode: AskMode = Mode.HYBRID,
+    k: Passages = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
+    by_hand = sys.stdin.isatty()
+    history: list[Message] = []
+    troubled = False
+    with open_store(context) as store:
+        store.catalog.require_collection(collection)
+        if by_hand:
+            output.note(HELP, style="dim")
+        for line in _lines(by_hand):
+            if line.startswith("/"):
+                word, _, argument = line.partition(" ")
+                if word in ("/quit", "/exit"):
+                    break
+                if word == "/clear":
+                    history.clear()
+                elif word == "/mode":
+                    mode, known = _mode(argument.strip(), mode)
+                    troubled = troubled or not known
+                else:
+                    output.note(HELP)
+                continue
+            try:
+                answer = _answer(store, line, mode, k, collection, tuple(history), by_hand, as_json)
+            except HybridQAError as error:  # of this question alone
+                fail(error)
+                troubled = True
+                continue
+            except KeyboardInterrupt:
+                if not by_hand:
+                    raise
+                output.note("\nstopped; /quit leaves", style="dim")
+                continue
+            _show(answer, line, collection, as_json, streamed=by_hand)
+            history += [Message("user", line), Message("assistant", answer.text)]
+    if troubled and not by_hand:
+        raise typer.Exit(PARTIAL)
+
+
+def _lines(by_hand: bool) -> Iterator[str]:
+    """The lines of standard input that are not empty; with a prompt when somebody types them."""
+    if not by_hand:
+        for raw in sys.stdin.buffer:
+            if text := raw.decode("utf-8", "replace").strip():
+                yield text
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() its line editing)
+    while True:
+        output.err().print("[bold]you ›[/] ", end="")
+        try:
+            text = input()
+        except EOFError:
+            return
+        if text.strip():
+            yield text.strip()
+
+
+def _mode(name: str, current: Mode) -> tuple[Mode, bool]:
+    """The mode of this name, and whether there is one; says which is in force."""
+    known = not name or name in list(Mode)
+    mode = Mode(name) if name and known else current
+    if not known:
+        output.note(f"error: no mode {name!r}; expected one of {', '.join(Mode)}.", style="red")
+    output.note(f"mode: {mode}", style="dim")
+    return mode, known
+
+
+def _answer(
+    store: HybridQA,
+    question: str,
+    mode: Mode,
+    k: int | None,
+    collection: str,
+    history: tuple[Message, ...],
+    stream: bool,
+    as_json: bool,
+) -> Answer:
+    with output.err().status("finding an answer…", spinner="dots") as status:
+        if not stream:
+            return store.ask(question, collection=collection, mode=mode, history=history, k=k)
+        for piece in store.stream(question, collection=collection, mode=mode, history=history, k=k):
+            if isinstance(piece, Answer):
+                return piece
+            status.stop()
+            if as_json:
+                output.say_json({"delta": piece.text})
+            else:
+                output.write(piece.text)
+    raise AssertionError("a stream ends with its answer")
+
+
+def _show(answer: Answer, question: str, collection: str, as_json: bool, *, streamed: bool) -> None:
+    if as_json:
+        output.say_json(answer_json(answer, question, collection))
+        return
+    output.say("" if streamed else answer.text)
+    for citation in answer.citations:
+        quote = " ".join(citation.quote.split())
+        output.say(f"  [{citation.number}] {citation.doc_id} ({citation.start}–{citation.end}): “{quote}”", style="dim")
+    modules = ", ".join(f"{choice.module.name} × {choice.weight:g}" for choice in answer.modules) or "none"
+    seconds = answer.timings.get("total", 0.0)
+    output.note(
+        f"mode {answer.mode} · passages {len(answer.passages)} · modules {modules} · "
+        f"{answer.usage.prompt_tokens}+{answer.usage.completion_tokens} tokens · {seconds:.1f} s",
+        style="dim",
+    )
+
+
+def answer_json(answer: Answer, question: str, collection: str) -> dict[str, Any]:
+    """An answer as `--json` prints it."""
+    return {
+        "question": question.strip(),
+        "collection": collection,
+        "answer": answer.text,
+        "abstained": answer.abstained,
+        "missing": answer.missing,
+        "mode": answer.mode,
+        "confidence": answer.confidence,
+        "citations": [output.plain(citation) for citation in answer.citations],
+        "passages": [
+            {"number": number, **output.plain(scored.passage), "score": scored.score, "cosine": scored.dense}
+            for number, scored in enumerate(answer.passages, 1)
+        ],
+        "modules": [
+            {
+                "module_id": choice.module.module_id,
+                "version": choice.module.version,
+                "weight": choice.weight,
+                "evidence": choice.evidence,
+            }
+            for choice in answer.modules
+        ],
+        "reason": answer.route_reason,
+        "timings": dict(answer.timings),
+        "usage": {**output.plain(answer.usage), "total_tokens": answer.usage.total_tokens},
+    }

@@ -1,0 +1,210 @@
+"""`refresh` and `modules`: knowledge modules made, shown and rolled back.
+
+Knows nothing about training. Invariant: `refresh` ends with one line, or one JSON object, for each document.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from hybridqa.cli import output
+from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, open_store
+from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleStatus
+
+if TYPE_CHECKING:
+    from hybridqa.pipeline import HybridQA
+    from hybridqa.training.outcome import RefreshEvent
+
+app = typer.Typer(help="List, show and roll back knowledge modules.", invoke_without_command=True)
+ModuleId = Annotated[str, typer.Argument(help="The module's id, as `hybridqa modules` shows it.")]
+SKIPPED = ("skip", "failed")
+
+
+@command
+def refresh(
+    context: typer.Context,
+    doc_ids: Annotated[
+        list[str] | None, typer.Argument(help="Documents to refresh; default: all that need it.")
+    ] = None,
+    collection: AnyCollection = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again even what has a fresh module.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Instead make all vectors anew with the embedder in force.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Distil, gate and publish a module for every new or changed document. Takes minutes a document on a CPU."""
+    with open_store(context) as store, output.progress() as bar:
+        if embeddings:
+            _reembed(store, bar, as_json)
+            return
+        lines = _Lines(bar)
+        report = store.refresh(collection=collection, doc_ids=doc_ids or None, force=force, on_event=lines.show)
+    if as_json:
+        output.say_json(report)
+    else:
+        for outcome in report.outcomes:
+            output.say(f"{outcome.state:<9} {outcome.doc_id}  {outcome.reason}")
+        output.note(f"{len(report.outcomes)} documents in {report.seconds:.0f} s", style="dim")
+    if report.failed:
+        raise typer.Exit(PARTIAL)
+
+
+def _reembed(store: HybridQA, bar: Progress, as_json: bool) -> None:
+    from hybridqa.retrieval.reembedding import reembed
+
+    task = bar.add_task("embedding passages", total=None)
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    passages = reembed(store.catalog, store.embedder, show)
+    if as_json:
+        output.say_json({"passages": passages, "embedder": store.embedder.fingerprint})
+    else:
+        output.say(f"embedded  {passages} passages with {store.settings.embedder}")
+
+
+class _Lines:
+    """A line of progress for each document under work; plain lines where standard error is no terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._stages: dict[tuple[str, str], str] = {}
+
+    def show(self, event: RefreshEvent) -> None:
+        """Draws one event."""
+        key = (event.collection, event.doc_id)
+        if not self._bar.console.is_terminal:
+            if self._stages.get(key) != event.stage:
+                self._stages[key] = event.stage
+                output.note(f"{event.stage:<10} {event.doc_id}  {event.message}".rstrip())
+            return
+        if event.stage in SKIPPED or (event.stage == "publish" and key in self._tasks):
+            if key in self._tasks:
+                self._bar.remove_task(self._tasks.pop(key))
+            return
+        if key not in self._tasks:
+            self._tasks[key] = self._bar.add_task("", total=None)
+        description = f"{event.stage:<10} {event.doc_id} {event.message}"
+        self._bar.update(self._tasks[key], description=description, completed=event.step, total=event.total or None)
+
+
+@app.callback()
+@command
+def list_by_default(context: typer.Context, collection: AnyCollection = None, as_json: AsJson = False) -> None:
+    """List, show and roll back knowledge modules; lists them when no command is given."""
+    if context.invoked_subcommand is None:
+        _list(context, collection, as_json)
+
+
+@app.command("list")
+@command
+def list_modules(context: typer.Context, collection: AnyCollection = None, as_json: AsJson = False) -> None:
+    """List every version of every module."""
+    _list(context, collection, as_json)
+
+
+def _list(context: typer.Context, collection: str | None, as_json: bool) -> None:
+    with open_store(context) as store:
+        if collection is not None:
+            store.catalog.require_collection(collection)
+        modules = store.modules(collection)
+        rows = [_module_json(store, module) for module in modules]
+    if as_json:
+        output.say_json({"modules": rows})
+        return
+    if not rows:
+        output.note("The store holds no modules yet: `hybridqa refresh` makes them.")
+    output.table(
+        ("module", "version", "collection", "state", "rank", "documents", "created"),
+        (
+            [
+                row["module_id"],
+                row["version"],
+                row["collection"],
+                row["state"],
+                row["rank"],
+                ", ".join(row["documents"]),
+                row["created_at"],
+            ]
+            for row in rows
+        ),
+    )
+
+
+@app.command("show")
+@command
+def show(
+    context: typer.Context,
+    module_id: ModuleId,
+    version: Annotated[int | None, typer.Option("--version", help="Which version; default: the current one.")] = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Show a module: what it covers, how it was made, what its gate measured."""
+    with open_store(context) as store:
+        module = _find(store, collection, module_id, version)
+        found = {**_module_json(store, module), "path": module.path, "metrics": output.plain(module.metrics)}
+    if as_json:
+        output.say_json(found)
+        return
+    for key, value in found.items():
+        if key != "metrics":
+            output.say(f"{key:<16} {value}")
+    for key, value in found["metrics"].items():
+        output.say(f"  {key:<14} {value}")
+
+
+@app.command("rollback")
+@command
+def rollback(
+    context: typer.Context,
+    module_id: ModuleId,
+    version: Annotated[int | None, typer.Option("--version", help="Which version; default: the one before.")] = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Put an older published version of a module back into service."""
+    with open_store(context) as store:
+        module = store.rollback(module_id, version, collection=collection)
+        found = _module_json(store, module)
+    if as_json:
+        output.say_json(found)
+    else:
+        output.say(f"current   {module.name}")
+        if found["state"] == "stale":
+            output.note("Its document has changed since: it is not plugged in until they agree again.")
+
+
+def _find(store: HybridQA, collection: str, module_id: str, version: int | None) -> Module:
+    """One version; without a number the current one, or else the newest."""
+    store.catalog.require_collection(collection)
+    versions = [module for module in store.modules(collection) if module.module_id == module_id]
+    if version is None and versions and not any(module.current for module in versions):
+        version = max(module.version for module in versions)
+    return store.catalog.get_module(collection, module_id, version)
+
+
+def _module_json(store: HybridQA, module: Module) -> dict[str, Any]:
+    hashes = store.catalog.document_hashes(module.collection, list(module.documents))
+    state = str(module.status)
+    if module.status is ModuleStatus.PUBLISHED:
+        state = "current" if module.current else "older"
+        if module.current and hashes != dict(module.documents):
+            state = "stale"
+    return {
+        "module_id": module.module_id,
+        "version": module.version,
+        "collection": module.collection,
+        "state": state,
+        "current": module.current,
+        "rank": module.rank,
+        "documents": dict(module.documents),
+        "base_model_hash": module.base_model_hash,
+        "created_at": module.created_at,
+    }

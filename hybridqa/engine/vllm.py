@@ -1,0 +1,160 @@
+"""The engine that answers: vLLM in this process, one composed adapter per request, many requests in one batch.
+
+Knows nothing about documents, prompts or modules; `VllmThread` owns vLLM, this speaks asyncio. Invariant: a request
+that is cancelled, or whose iterator is closed, is stopped in vLLM and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from hybridqa.engine.checks import check_prompt, check_rank, check_sampling
+from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling
+from hybridqa.engine.vllm_args import VllmSettings, context_length
+from hybridqa.engine.vllm_thread import Request, VllmThread
+from hybridqa.errors import EngineClosedError, EngineError
+from hybridqa.models import ModelFolder
+from hybridqa.types import Usage
+
+
+class VllmEngine:
+    """Serves a base model and any number of adapters; loads nothing before `start`. May be used from several loops."""
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 4096,
+        max_lora_rank: int = 64,
+        max_stacks: int = 4,
+        kv_cache_mb: int = 512,
+        max_requests: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self._settings = VllmSettings(
+            dtype=dtype,
+            max_model_len=context_length(model.path, max_model_len),
+            max_lora_rank=max_lora_rank,
+            max_stacks=max_stacks,
+            kv_cache_mb=kv_cache_mb,
+            max_requests=max_requests,
+            seed=seed,
+        )
+        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
+        self._vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        self._thread = VllmThread(model, self._settings)
+        self._numbers = itertools.count(1)
+        self._state = "new"
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt plus completion, in tokens."""
+        return self._settings.max_model_len
+
+    @property
+    def max_lora_rank(self) -> int:
+        """The largest rank of one adapter."""
+        return self._settings.max_lora_rank
+
+    async def start(self) -> None:
+        """Loads the model; a second call waits for the first. Raises `ModelError` or `EngineError`."""
+        if self._state == "closed":
+            raise EngineClosedError("the engine has been closed; make a new one.")
+        if self._state == "new":
+            self._state = "started"
+            self._ready = self._thread.start()
+        await asyncio.shield(asyncio.wrap_future(self._ready))
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
+    ) -> Completion:
+        """One whole completion; cancelling the task stops the generation in vLLM.
+
+        Raises `QuestionError`, an `AdapterError`, or `EngineError`, for this request alone.
+        """
+        begun = time.perf_counter()
+        first: float | None = None
+        pieces: list[str] = []
+        logprob = 0.0
+        async for delta in self.stream(prompt_ids, sampling, adapter):
+            first = time.perf_counter() - begun if first is None else first
+            pieces.append(delta.text)
+            logprob += delta.logprob
+            if delta.finish_reason is not None:
+                total = time.perf_counter() - begun
+                usage = delta.usage or Usage()
+                return Completion("".join(pieces), delta.finish_reason, usage, logprob, first, total)
+        raise EngineError("vLLM ended a request without a reason. Ask again.")
+
+    async def stream(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """The completion in pieces; closing the iterator stops the generation in vLLM. Raises as `generate` does."""
+        check_prompt(prompt_ids, self.max_model_len, self._vocab_size)
+        check_sampling(sampling)
+        if adapter is not None:
+            check_rank(adapter, self.max_lora_rank)
+        await self.start()
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+
+        def emit(item: Any) -> None:
+            with suppress(RuntimeError):  # the loop was closed, so nobody waits for it
+                loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        request_id = f"request-{next(self._numbers)}"
+        self._thread.submit(Request(request_id, list(prompt_ids), lambda: _params(sampling), adapter, emit))
+        finished = False
+        tokens, logprob = 0, 0.0
+        try:
+            while not finished:
+                item = await inbox.get()
+                if isinstance(item, Exception):
+                    finished = True
+                    raise item
+                output = item.outputs[0]
+                tokens += len(output.token_ids)
+                before, logprob = logprob, output.cumulative_logprob or 0.0
+                usage = None
+                if item.finished:
+                    finished = True
+                    usage = Usage(prompt_tokens=len(prompt_ids), completion_tokens=tokens)
+                reason = (output.finish_reason or "abort") if item.finished else None
+                yield Delta(output.text, reason, usage, logprob - before)
+        finally:
+            if not finished:
+                self._thread.abort(request_id)
+
+    async def evict(self, name: str) -> None:
+        """Forgets an adapter: its folder is not read again and may be deleted. Requests that use it go on."""
+        if self._state == "started":
+            await asyncio.wrap_future(self._thread.evict(name))
+
+    async def close(self) -> None:
+        """Frees the model; requests in flight and later calls raise `EngineClosedError`."""
+        if self._state == "started":
+            self._state = "closed"
+            await asyncio.to_thread(self._thread.close)
+        self._state = "closed"
+
+
+def _params(sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=list(sampling.stop),
+        seed=sampling.seed,
+        logprobs=0,  # the sampled token's alone
+        output_kind=RequestOutputKind.DELTA,
+    )

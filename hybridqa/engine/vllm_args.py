@@ -1,0 +1,164 @@
+"""How vLLM is imported and set up: arguments from a model folder, quiet, and with the process left as it was.
+
+Knows nothing about requests. Invariant: after `build` the process's torch threads, random state, default dtype and
+environment (but for vLLM's own variables) are what they were before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridqa.errors import EngineError, ModelError
+from hybridqa.models import ModelFolder
+
+_LINEAR = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+_BLOCK_WEIGHT = re.compile(r"\.\d+\..*?(\w+)\.weight$")
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # engine, embedder and trainer have a thread pool each, on the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no child process: nothing to fork, no `if __name__ == "__main__"` needed
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What a user may set of the engine."""
+
+    dtype: str = "auto"
+    max_model_len: int = 4096
+    max_lora_rank: int = 64
+    max_stacks: int = 4  # different adapters in one batch
+    kv_cache_mb: int = 512  # CPU only; a GPU's memory is divided by vLLM
+    max_requests: int = 32  # in one batch, CPU only
+    seed: int = 0
+
+    @property
+    def max_loaded(self) -> int:
+        """Adapters kept in memory: an eviction is a read from disk."""
+        return max(16, 4 * self.max_stacks)
+
+
+def context_length(folder: Path, wanted: int) -> int:
+    """`wanted`, or the model's own limit where that is less."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    limit = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return min(wanted, int(limit)) if limit else wanted
+
+
+def linear_targets(folder: Path) -> list[str] | None:
+    """The names of the linear layers when the model's blocks have the common seven and no other matrices, else None.
+
+    Naming them spares vLLM the LoRA buffers of the embedding and the head, which are the largest.
+    """
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            match = _BLOCK_WEIGHT.search(name)
+            if match and len(entry.get("shape", ())) > 1:
+                found.add(match[1])
+    return sorted(_LINEAR) if found == _LINEAR else None
+
+
+def prepare_environment() -> None:
+    """Sets what vLLM and torch read from the environment, where the user has not; best before torch is imported.
+
+    Two of them, OMP_WAIT_POLICY and TORCH_CPP_LOG_LEVEL, have no effect later; programs call this first of all.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def build(model: ModelFolder, settings: VllmSettings) -> Any:
+    """A vLLM `LLMEngine` that runs in this process. Raises `ModelError` or `EngineError`."""
+    prepare_environment()
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+    with _process_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM and what it imports
+        try:
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.llm_engine import LLMEngine
+        except ImportError as error:
+            raise EngineError(
+                f"vLLM could not be imported: {error}. Run `pip install 'hybridqa[cpu]'` (or `[gpu]`), "
+                "or set HYBRIDQA_ENGINE=reference."
+            ) from error
+        from hybridqa.vllm_plugin import register
+
+        register()
+        try:
+            return LLMEngine.from_engine_args(EngineArgs(**_arguments(model, settings, current_platform.is_cpu())))
+        except (ValueError, RuntimeError, OSError, MemoryError, AssertionError) as error:
+            raise ModelError(
+                f"vLLM could not load {model.name!r} from {str(model.path)!r}: {error}. "
+                "When memory is short lower HYBRIDQA_MAX_MODEL_LEN, HYBRIDQA_MAX_STACKS or HYBRIDQA_KV_CACHE_MB; when "
+                "the cache is too small for the context raise HYBRIDQA_KV_CACHE_MB."
+            ) from error
+
+
+def _arguments(model: ModelFolder, settings: VllmSettings, cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": str(model.path),
+        "dtype": settings.dtype,
+        "max_model_len": context_length(model.path, settings.max_model_len),
+        "seed": settings.seed,
+        "enable_lora": True,
+        "max_loras": settings.max_stacks,
+        "max_lora_rank": settings.max_lora_rank,
+        "max_cpu_loras": settings.max_loaded,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if cpu:
+        arguments |= {
+            "enforce_eager": True,  # LoRA turns compilation off anyway; this starts in a tenth of the time
+            "kv_cache_memory_bytes": settings.kv_cache_mb << 20,
+            "max_num_seqs": settings.max_requests,
+            "max_num_batched_tokens": 512,  # a long prompt must not hold up the answers that are being written
+            "lora_target_modules": linear_targets(model.path),
+        }
+    return arguments
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Undoes what building an engine does to the rest of the process.
+
+    vLLM replaces `torch.set_num_threads` by a function that refuses, seeds every random generator, and exports
+    LD_PRELOAD and the like for children that it does not start here.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    environment = dict(os.environ)
+    set_num_threads, threads, dtype = torch.set_num_threads, torch.get_num_threads(), torch.get_default_dtype()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        for name in set(os.environ) - set(environment):
+            if not name.startswith("VLLM_"):
+                del os.environ[name]
+        os.environ.update({name: value for name, value in environment.items() if not name.startswith("VLLM_")})

@@ -1,0 +1,1 @@
+"""Retrieval: text to vectors, dense and lexical search, and their fusion."""

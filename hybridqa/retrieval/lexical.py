@@ -1,0 +1,61 @@
+"""Lexical search: a question as words, looked up in the catalog's full text.
+
+Knows nothing about vectors. Invariant: no question, whatever is in it, is read as query syntax or raises for its text.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hybridqa.catalog import Catalog
+
+MAX_WORDS = 64  # different words of one question that are looked up
+_WORD = re.compile(r"[^\W_]+")
+STOPWORDS = frozenset(
+    "a about after all also am an and any are as at be because been before being between both but by can could d "
+    "did do does doing during each for from further had has have having he her here hers him his how i if in into "
+    "is it its itself just ll me more most my no nor not of off on once only or other our ours out over own "
+    "please re s same she should so some such t tell than that the their theirs them then there these they this "
+    "those through to too under until up ve very was we were what when where which while who whom whose why will "
+    "with would you your yours".split()
+)
+
+
+def text_words(text: str) -> list[str]:
+    """The words of a text in lower case, in order; underscores and signs part them."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def question_words(question: str) -> list[str]:
+    """The different words of a question in lower case, in order, without stopwords unless there is nothing else."""
+    words = list(dict.fromkeys(text_words(question)))
+    return [word for word in words if word not in STOPWORDS] or words
+
+
+def match_query(question: str) -> str:
+    """The question as an FTS5 query: its words quoted and joined by OR; empty when it has none.
+
+    Of a very long question the first and the last words count: what is asked stands at an end.
+    """
+    words = question_words(question)
+    if len(words) > MAX_WORDS:
+        words = list(dict.fromkeys(words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]))
+    return " OR ".join(f'"{word}"' for word in words)
+
+
+class LexicalIndex:
+    """BM25 over title, heading and text of passages."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def search(self, question: str, k: int, collection: str) -> list[tuple[int, float]]:
+        """The `k` passages that fit the question's words best: (passage id, BM25; higher is better).
+
+        Raises `CollectionNotFoundError`.
+        """
+        query = match_query(question)
+        if not query or k <= 0:
+            self._catalog.require_collection(collection)
+            return []
+        return self._catalog.search_lexical(collection, query, k)

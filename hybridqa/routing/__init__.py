@@ -1,0 +1,1 @@
+"""Routing: what was retrieved, weighed, becomes the passages and modules that answer."""

@@ -1,0 +1,118 @@
+"""Decides what answers a question: which of the passages found, and which modules with them.
+
+Knows nothing about how passages were found, adapters are stacked or prompts are written. Invariant: a module that is
+not current, published, fresh, of this base model and of the question's collection is never chosen, and neither is one
+whose documents the passages do not speak for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hybridqa.catalog import Catalog
+from hybridqa.routing.evidence import evidence_for
+from hybridqa.types import Mode, Module, ModuleChoice, Route, ScoredPassage
+
+WEIGHT = 1.0  # of every module: a weight that moved with the question would make a new stack for each
+
+
+class Router:
+    """Routes questions with one store's modules; safe to share between threads."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        base_model_hash: str,
+        *,
+        modules: int,
+        module_threshold: float,
+        passage_threshold: float,
+        max_rank: int,
+    ) -> None:
+        """`modules` and `max_rank` bound a stack; evidence below `module_threshold` plugs nothing in.
+
+        A passage whose cosine is below `passage_threshold` is no evidence at all and is left out.
+        """
+        self._catalog = catalog
+        self._base_model_hash = base_model_hash
+        self._modules = modules
+        self._module_threshold = module_threshold
+        self._passage_threshold = passage_threshold
+        self._max_rank = max_rank
+
+    def route(self, question: str, passages: Sequence[ScoredPassage], mode: Mode, collection: str) -> Route:
+        """The route of a question in a mode, from the passages that a search in `collection` found."""
+        if mode is Mode.CLOSED:
+            return Route(mode, reason="closed: the base model's memory alone")
+        near = [found for found in passages if self._is_near(found, collection)]
+        kept = () if mode is Mode.MODULES else tuple(near)
+        documents = len({found.passage.doc_id for found in kept})
+        reasons = []
+        if mode is not Mode.MODULES:
+            reasons.append(f"{_count(len(kept), 'passage')} of {_count(documents, 'document')}")
+        chosen: tuple[ModuleChoice, ...] = ()
+        if mode is not Mode.RETRIEVAL:
+            chosen, why = self._choose(question, near, collection)
+            reasons.append(why)
+        return Route(mode, kept, chosen, "; ".join(reasons))
+
+    def _is_near(self, found: ScoredPassage, collection: str) -> bool:
+        if found.passage.collection != collection:
+            return False
+        return found.dense is None or found.dense >= self._passage_threshold
+
+    def _choose(
+        self, question: str, passages: Sequence[ScoredPassage], collection: str
+    ) -> tuple[tuple[ModuleChoice, ...], str]:
+        """The modules, strongest evidence first, and why these."""
+        if self._modules == 0:
+            return (), "no module: modules are switched off"
+        if not passages:
+            return (), "no module: nothing near the question was found"
+        doc_ids = list(dict.fromkeys(found.passage.doc_id for found in passages))
+        known = self._catalog.modules_for_documents(collection, doc_ids)
+        usable = self._usable(known, collection)
+        if not usable:
+            unusable = f"{_count(len(known), 'module')} stale or of another base model" if known else "none there"
+            return (), f"no module for these documents: {unusable}"
+        ranked = sorted(
+            (
+                ModuleChoice(module, WEIGHT, evidence_for(question, passages, module.documents.keys()))
+                for module in usable
+            ),
+            key=lambda choice: (-choice.evidence, choice.module.name),
+        )
+        on_topic = [choice for choice in ranked if choice.evidence >= self._module_threshold]
+        if not on_topic:
+            best = ranked[0]
+            return (), (
+                f"no module: the best, {best.module.name!r}, has evidence {best.evidence:.2f} "
+                f"below {self._module_threshold:.2f}"
+            )
+        chosen = self._within_rank(on_topic[: self._modules])
+        if not chosen:
+            return (), f"no module: {on_topic[0].module.name!r} has a rank over {self._max_rank}"
+        named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)
+        return tuple(chosen), f"{'module' if len(chosen) == 1 else 'modules'} {named}"
+
+    def _usable(self, modules: Sequence[Module], collection: str) -> list[Module]:
+        """Those of the collection and this base model whose documents are all as they were when it was distilled."""
+        modules = [m for m in modules if m.collection == collection and m.base_model_hash == self._base_model_hash]
+        covered = sorted({doc_id for module in modules for doc_id in module.documents})
+        hashes = self._catalog.document_hashes(collection, covered)
+        return [
+            module
+            for module in modules
+            if module.documents and all(hashes.get(doc_id) == known for doc_id, known in module.documents.items())
+        ]
+
+    def _within_rank(self, choices: Sequence[ModuleChoice]) -> list[ModuleChoice]:
+        """The choices without the weakest ones that make their ranks sum past what the engine takes."""
+        kept = list(choices)
+        while sum(choice.module.rank for choice in kept) > self._max_rank:
+            kept.pop()
+        return kept
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

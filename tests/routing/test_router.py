@@ -1,0 +1,176 @@
+"""The router over a real catalog: which modules may answer, in which mode, and what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridqa.catalog import Catalog, PassageDraft
+from hybridqa.routing.router import Router
+from hybridqa.types import Document, Mode, Module, ModuleStatus, Route, ScoredPassage
+
+QUESTION = "How does the fox jump?"
+TEXT = "The fox jumps over the hedge."
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    made = Catalog.open(tmp_path / "catalog.sqlite3", create=True, module_dir=tmp_path / "modules")
+    yield made
+    made.close()
+
+
+def put(catalog: Catalog, doc_id: str, collection: str = "c", content_hash: str = "h1") -> None:
+    document = Document(doc_id, collection, doc_id, TEXT, content_hash)
+    catalog.put_document(document, [PassageDraft(0, 0, len(TEXT), TEXT)], np.ones((1, 2), np.float32), "e")
+
+
+def publish(
+    catalog: Catalog,
+    module_id: str,
+    documents: Sequence[str],
+    *,
+    collection: str = "c",
+    base: str = "base",
+    rank: int = 16,
+    status: ModuleStatus = ModuleStatus.PUBLISHED,
+    current: bool = True,
+) -> None:
+    version = catalog.next_module_version(collection, module_id)
+    hashes = dict.fromkeys(documents, "h1")
+    path = Path("modules") / module_id / str(version)
+    catalog.add_module(Module(module_id, version, collection, path, hashes, base, rank, status, False))
+    if current:
+        catalog.set_current(collection, module_id, version)
+
+
+def found(catalog: Catalog, **cosines: float) -> list[ScoredPassage]:
+    """Each document's one passage with a cosine, in the order given."""
+    passages = []
+    for place, (doc_id, cosine) in enumerate(cosines.items()):
+        passage = catalog.document_passages("c", doc_id)[0]
+        passages.append(ScoredPassage(passage, 1 / (61 + place), cosine))
+    return passages
+
+
+def route(catalog: Catalog, passages: Sequence[ScoredPassage], mode: Mode = Mode.HYBRID, **changed: float) -> Route:
+    limits = {"modules": 1, "module_threshold": 0.35, "passage_threshold": 0.0, "max_rank": 64} | changed
+    return Router(catalog, "base", **limits).route(QUESTION, passages, mode, "c")  # type: ignore[arg-type]
+
+
+def names(decided: Route) -> list[str]:
+    return [choice.module.name for choice in decided.modules]
+
+
+def test_each_mode_takes_what_it_says(catalog: Catalog) -> None:
+    put(catalog, "a")
+    publish(catalog, "m", ["a"])
+    passages = found(catalog, a=0.7)
+    got = {mode: route(catalog, passages, mode) for mode in Mode}
+    assert {mode: (len(r.passages), names(r)) for mode, r in got.items()} == {
+        Mode.HYBRID: (1, ["m@1"]),
+        Mode.RETRIEVAL: (1, []),
+        Mode.MODULES: (0, ["m@1"]),
+        Mode.CLOSED: (0, []),
+    }
+    assert all(r.mode is mode and r.reason for mode, r in got.items())
+    assert got[Mode.HYBRID].modules[0].weight == 1.0
+    assert 0.9 < got[Mode.HYBRID].modules[0].evidence < 1
+    assert got[Mode.HYBRID].reason.startswith("1 passage of 1 document; module 'm@1' (evidence 0.9")
+
+
+def test_the_module_of_the_nearest_document_is_chosen(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+        publish(catalog, f"m-{doc_id}", [doc_id])
+    assert names(route(catalog, found(catalog, a=0.5, b=0.7))) == ["m-b@1"]
+    assert names(route(catalog, found(catalog, a=0.7, b=0.5))) == ["m-a@1"]
+
+
+def test_a_far_question_gets_no_module(catalog: Catalog) -> None:
+    put(catalog, "a")
+    publish(catalog, "m", ["a"])
+    passages = found(catalog, a=0.2)
+    limits = {"modules": 1, "module_threshold": 0.35, "passage_threshold": 0.0, "max_rank": 64}
+    router = Router(catalog, "base", **limits)  # type: ignore[arg-type]
+    decided = router.route("Who won the football cup?", passages, Mode.HYBRID, "c")
+    assert decided.modules == ()
+    assert len(decided.passages) == 1
+    assert "'m@1', has evidence 0.0" in decided.reason
+
+
+Spoil = Callable[[Catalog], None]
+UNUSABLE: dict[str, Spoil] = {
+    "stale": lambda catalog: (publish(catalog, "m", ["a"]), put(catalog, "a", content_hash="h2"))[0],
+    "another base model": lambda catalog: publish(catalog, "m", ["a"], base="another"),
+    "rejected": lambda catalog: publish(catalog, "m", ["a"], status=ModuleStatus.REJECTED, current=False),
+    "not current": lambda catalog: publish(catalog, "m", ["a"], current=False),
+    "out of service": lambda catalog: (publish(catalog, "m", ["a"]), catalog.set_current("c", "m", None))[0],
+    "another's": lambda catalog: (put(catalog, "a", "other"), publish(catalog, "m", ["a"], collection="other"))[0],
+    "of another document": lambda catalog: (put(catalog, "z"), publish(catalog, "m", ["z"]))[0],
+    "too large": lambda catalog: publish(catalog, "m", ["a"], rank=128),
+    "none": lambda catalog: None,
+}
+
+
+@pytest.mark.parametrize("spoil", UNUSABLE.values(), ids=UNUSABLE.keys())
+@pytest.mark.parametrize("mode", [Mode.HYBRID, Mode.MODULES])
+def test_an_unusable_module_is_never_chosen(spoil: Spoil, mode: Mode, catalog: Catalog) -> None:
+    put(catalog, "a")
+    spoil(catalog)
+    decided = route(catalog, found(catalog, a=0.9), mode)
+    assert decided.modules == ()
+    assert "no module" in decided.reason
+
+
+def test_one_stale_document_makes_a_shared_module_stale(catalog: Catalog) -> None:
+    put(catalog, "a")
+    put(catalog, "b")
+    publish(catalog, "m", ["a", "b"])
+    assert names(route(catalog, found(catalog, a=0.6))) == ["m@1"]
+    put(catalog, "b", content_hash="h2")
+    assert names(route(catalog, found(catalog, a=0.6))) == []
+
+
+def test_a_shared_module_is_not_its_own_rival(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+    publish(catalog, "shared", ["a", "b"])
+    decided = route(catalog, found(catalog, a=0.7, b=0.7))
+    assert names(decided) == ["shared@1"]
+    assert decided.modules[0].evidence > 0.9
+
+
+def test_several_modules_come_strongest_first_within_number_and_rank(catalog: Catalog) -> None:
+    for doc_id, rank in (("a", 16), ("b", 32), ("d", 16)):
+        put(catalog, doc_id)
+        publish(catalog, doc_id, [doc_id], rank=rank)
+    passages = found(catalog, a=0.55, b=0.65, d=0.45)
+    ample = {"module_threshold": 0.0, "max_rank": 64}
+    assert names(route(catalog, passages, modules=3, **ample)) == ["b@1", "a@1", "d@1"]
+    assert names(route(catalog, passages, modules=2, **ample)) == ["b@1", "a@1"]
+    assert names(route(catalog, passages, modules=3, module_threshold=0.0, max_rank=50)) == ["b@1", "a@1"]
+    assert names(route(catalog, passages, modules=0)) == []
+
+
+def test_a_passage_below_the_threshold_is_no_evidence(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+        publish(catalog, f"m-{doc_id}", [doc_id])
+    passages = found(catalog, a=0.7, b=0.29)
+    assert len(route(catalog, passages, passage_threshold=0.3).passages) == 1
+    nothing = route(catalog, passages, passage_threshold=0.8)
+    assert (nothing.passages, nothing.modules) == ((), ())
+    assert "nothing near the question" in nothing.reason
+
+
+def test_a_passage_of_another_collection_is_left_out(catalog: Catalog) -> None:
+    put(catalog, "a")
+    put(catalog, "a", "other")
+    publish(catalog, "m", ["a"])
+    stray = ScoredPassage(catalog.document_passages("other", "a")[0], 1.0, 0.9)
+    decided = route(catalog, [stray])
+    assert (decided.passages, decided.modules) == ((), ())
