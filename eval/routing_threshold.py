@@ -59,8 +59,9 @@ def main() -> None:
     sets = {name: sample(arguments.data, name, arguments) for name in arguments.sets}
     measured = {name: measure(name, sets, embedder, arguments) for name in sets}
     result = {
-        "command": f"python eval/routing_threshold.py --data DATA --sets {' '.join(sets)} --documents {arguments.documents} "
-        f"--questions {arguments.questions} --threshold {arguments.threshold} --seed {arguments.seed}",
+        "command": f"python eval/routing_threshold.py --data DATA --sets {' '.join(sets)} "
+        f"--documents {arguments.documents} --questions {arguments.questions} "
+        f"--threshold {arguments.threshold} --seed {arguments.seed}",
         "commit": commit(),
         "hardware": hardware(),
         "seed": arguments.seed,
@@ -172,7 +173,11 @@ def share(outcomes: list[bool]) -> dict[str, Any]:
     p = sum(outcomes) / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return {"share": round(p, 4), "interval": [round(middle - half, 4), round(middle + half, 4)], "n": n}
+    return {
+        "share": round(p, 4),
+        "interval": [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)],
+        "n": n,
+    }
 
 
 def quantiles(values: list[float]) -> dict[str, float]:

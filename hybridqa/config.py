@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)
     train_steps: int = Field(0, ge=0)  # 0: from the length of the document
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2.5e-3, gt=0)
 
     @field_validator("max_lora_rank")
     @classmethod

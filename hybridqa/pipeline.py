@@ -1,71 +1,43 @@
-"""HybridQA: the one composition root. Adds documents, answers questions, refreshes modules.
+"""HybridQA: adds documents, answers questions, refreshes modules.
 
-Builds every part from `Settings` and hands each its collaborators; holds no logic of retrieval, routing, stacking or
-training itself. Invariant: a question in one collection reaches no other collection's passages or modules, and a module
-that cannot be used costs a question its module, never its answer.
+What `Parts` builds is put to work here; knows nothing of how retrieval, routing, stacking or training work.
+Invariant: a question in one collection reaches no other collection's passages or modules, and a module that cannot be
+used costs a question its module, never its answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from hybridqa.answering.answerer import Answerer, Plan
-from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.answering.answerer import Answerer, AskOptions, Plan
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
-from hybridqa.engine.loop import EngineLoop
-from hybridqa.engine.protocol import Delta, Engine
-from hybridqa.errors import EngineClosedError, StoreNotFoundError
+from hybridqa.engine.loop import close_stream, next_piece
+from hybridqa.engine.protocol import Delta
+from hybridqa.errors import StoreNotFoundError
 from hybridqa.files import atomic_write_text
-from hybridqa.ingest.library import AddResult, Library
-from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
-from hybridqa.modules.registry import ModuleRegistry, module_id_for
-from hybridqa.modules.stacks import StackCache
-from hybridqa.retrieval.dense import DenseIndex
-from hybridqa.retrieval.embedder import Embedder
-from hybridqa.retrieval.lexical import LexicalIndex
-from hybridqa.retrieval.searcher import Searcher
-from hybridqa.routing.router import Router
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode, Module
+from hybridqa.ingest.library import AddResult
+from hybridqa.modules.registry import module_id_for
+from hybridqa.parts import Parts
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode, Module
 
 if TYPE_CHECKING:
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
-log = logging.getLogger(__name__)
 
-
-class AskOptions(TypedDict, total=False):
-    """How a question is to be answered; each may be left out."""
-
-    collection: str  # whose documents; "default"
-    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
-    history: Sequence[Message]  # earlier turns of the conversation, oldest first
-    k: int | None  # passages in the prompt, at most; the setting `passages`
-    modules: int | None  # modules in the stack, at most; the setting `modules`
-
-
-class HybridQA:
+class HybridQA(Parts):
     """Question answering over a store of documents and their knowledge modules."""
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self._loop = EngineLoop()
-        self._engine: Engine | None = None
-        self._engine_lock: asyncio.Lock | None = None
-        self._building = threading.RLock()
-        self._closed = False
+        super().__init__(settings, catalog)
         self._stacks_in_use: Counter[str] = Counter()  # of running requests; touched on the engine's loop alone
 
     @classmethod
@@ -92,123 +64,6 @@ class HybridQA:
         catalog = Catalog.open(resolved.catalog_path, create=create, module_dir=resolved.module_dir)
         catalog.create_collection(DEFAULT_COLLECTION)
         return cls(resolved, catalog)
-
-    # Parts, each built when it is first needed
-
-    @cached_property
-    def model(self) -> ModelFolder:
-        """The base model's folder and hash."""
-        return resolve_model(self.settings.model, self.settings.cache_dir)
-
-    @cached_property
-    def embedder(self) -> Embedder:
-        """What turns text into vectors."""
-        return Embedder(resolve_embedder(self.settings.embedder))
-
-    @cached_property
-    def library(self) -> Library:
-        """What reads files and keeps them as documents."""
-        return Library(
-            self.catalog,
-            self.embedder,
-            passage_tokens=self.settings.passage_tokens,
-            max_bytes=int(self.settings.max_document_mb * 1e6),
-        )
-
-    @cached_property
-    def dense(self) -> DenseIndex:
-        """The vectors' index."""
-        return DenseIndex(self.settings.index_dir, self.catalog)
-
-    @cached_property
-    def searcher(self) -> Searcher:
-        """Dense and lexical search, fused."""
-        return Searcher(self.catalog, self.embedder, self.dense, LexicalIndex(self.catalog))
-
-    @cached_property
-    def registry(self) -> ModuleRegistry:
-        """The versions of all modules."""
-        return ModuleRegistry(self.catalog, self.settings.module_dir, self.model.hash)
-
-    @cached_property
-    def stacks(self) -> StackCache:
-        """Composed stacks on disk."""
-        cache = StackCache(self.settings.module_dir / "stacks", self.settings.stack_cache_mb)
-        cache.keep_only({module.name for module in self.catalog.list_modules()})  # a removal may have been cut short
-        return cache
-
-    @cached_property
-    def prompts(self) -> PromptBuilder:
-        """What puts questions and sources into the model's own chat template."""
-        return PromptBuilder(
-            load_tokenizer(self.model.path),
-            max_model_len=self.settings.max_model_len,
-            context_tokens=self.settings.context_tokens,
-        )
-
-    @cached_property
-    def _answerer(self) -> Answerer:
-        settings = self.settings
-        router = Router(
-            self.catalog,
-            self.model.hash,
-            modules=settings.modules,
-            module_threshold=settings.module_threshold,
-            passage_threshold=settings.passage_threshold,
-            max_rank=settings.max_lora_rank,
-        )
-        return Answerer(
-            self.catalog,
-            self.searcher,
-            router,
-            self.registry,
-            self.stacks,
-            self.prompts,
-            passages=settings.passages,
-            max_answer_tokens=settings.max_answer_tokens,
-            max_rank=settings.max_lora_rank,
-        )
-
-    def _answerer_ready(self) -> Answerer:
-        with self._building:  # cached_property takes no lock of its own
-            return self._answerer
-
-    async def _engine_ready(self) -> Engine:
-        """The engine, started once; runs on the engine's loop."""
-        if self._closed:
-            raise EngineClosedError("this HybridQA is closed; expected an open one: call HybridQA.open again.")
-        if self._engine_lock is None:
-            self._engine_lock = asyncio.Lock()
-        async with self._engine_lock:
-            if self._engine is None:
-                engine = await asyncio.to_thread(self._make_engine)
-                await engine.start()
-                self._engine = engine
-        return self._engine
-
-    def _make_engine(self) -> Engine:
-        settings = self.settings
-        if settings.engine == "reference":
-            from hybridqa.engine.reference import ReferenceEngine
-
-            return ReferenceEngine(
-                self.model,
-                dtype=settings.dtype,
-                max_model_len=settings.max_model_len,
-                max_lora_rank=settings.max_lora_rank,
-                seed=settings.seed,
-            )
-        from hybridqa.engine.vllm import VllmEngine
-
-        return VllmEngine(
-            self.model,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            max_lora_rank=settings.max_lora_rank,
-            max_stacks=settings.max_stacks,
-            kv_cache_mb=settings.kv_cache_mb,
-            seed=settings.seed,
-        )
 
     # Documents
 
@@ -294,7 +149,7 @@ class HybridQA:
         from hybridqa.engine.protocol import Sampling
 
         async def work() -> list[str]:
-            engine = await self._engine_ready()
+            engine = await self.engine_ready()
             sampling = Sampling(max_tokens=max_tokens)
             return [done.text for done in await asyncio.gather(*(engine.generate(ids, sampling) for ids in prompts))]
 
@@ -341,22 +196,22 @@ class HybridQA:
         """The answer's text as it comes, then the whole `Answer`; closing the iterator stops the generation."""
         pieces = self._stream(question, options)
         try:
-            while (piece := self._loop.run(_next(pieces))) is not None:
+            while (piece := self._loop.run(next_piece(pieces))) is not None:
                 yield piece
         finally:
-            self._loop.run(_aclose(pieces))
+            self._loop.run(close_stream(pieces))
 
     async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Delta | Answer]:
         """`stream` for asyncio."""
         pieces = self._stream(question, options)
         try:
-            while (piece := await asyncio.wrap_future(self._loop.submit(_next(pieces)))) is not None:
+            while (piece := await asyncio.wrap_future(self._loop.submit(next_piece(pieces)))) is not None:
                 yield piece
         finally:
-            await asyncio.wrap_future(self._loop.submit(_aclose(pieces)))
+            await asyncio.wrap_future(self._loop.submit(close_stream(pieces)))
 
     async def _plan(self, question: str, options: AskOptions) -> tuple[Answerer, Plan]:
-        answerer = await asyncio.to_thread(self._answerer_ready)
+        answerer = await asyncio.to_thread(self.answerer_ready)
         plan = await asyncio.to_thread(
             answerer.plan,
             question,
@@ -374,7 +229,7 @@ class HybridQA:
         if plan.prompt is None:
             return answerer.abstain(plan, total_s=time.perf_counter() - started)
         async with self._using(plan):
-            answer = await answerer.answer(plan, await self._engine_ready())
+            answer = await answerer.answer(plan, await self.engine_ready())
         return replace(answer, timings={**answer.timings, "total": time.perf_counter() - started})
 
     async def _stream(self, question: str, options: AskOptions) -> AsyncIterator[Delta | Answer]:
@@ -386,14 +241,14 @@ class HybridQA:
             yield abstention
             return
         async with self._using(plan):
-            pieces = answerer.stream(plan, await self._engine_ready())
+            pieces = answerer.stream(plan, await self.engine_ready())
             try:
                 async for piece in pieces:
                     if isinstance(piece, Answer):
                         piece = replace(piece, timings={**piece.timings, "total": time.perf_counter() - started})
                     yield piece
             finally:
-                await _aclose(pieces)
+                await close_stream(pieces)
 
     @asynccontextmanager
     async def _using(self, plan: Plan) -> AsyncIterator[None]:
@@ -417,23 +272,10 @@ class HybridQA:
         """Loads the models and starts the engine now instead of at the first question."""
 
         async def work() -> None:
-            await asyncio.to_thread(self._answerer_ready)
-            await self._engine_ready()
+            await asyncio.to_thread(self.answerer_ready)
+            await self.engine_ready()
 
         self._loop.run(work())
-
-    def close(self) -> None:
-        """Frees the engine and closes the store; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._engine is not None:
-            self._loop.run(self._engine.close())
-            self._engine = None
-        self._loop.close()
-        if "stacks" in self.__dict__:
-            self.stacks.close()
-        self.catalog.close()
 
     def __enter__(self) -> Self:
         return self
@@ -450,14 +292,3 @@ class HybridQA:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.close)
-
-
-async def _next(pieces: AsyncIterator[Delta | Answer]) -> Delta | Answer | None:
-    """The next piece, or None at the end: a StopAsyncIteration cannot cross a future."""
-    return await anext(pieces, None)
-
-
-async def _aclose(pieces: AsyncIterator[Any]) -> None:
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()

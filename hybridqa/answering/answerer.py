@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
 from hybridqa.catalog import Catalog
+from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
 from hybridqa.errors import AdapterError, NotFoundError, QuestionError, StoreError
 from hybridqa.modules.registry import ModuleRegistry
@@ -26,6 +28,16 @@ from hybridqa.types import Answer, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
+
+
+class AskOptions(TypedDict, total=False):
+    """How a question is to be answered; each may be left out."""
+
+    collection: str  # whose documents; "default"
+    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
+    history: Sequence[Message]  # earlier turns of the conversation, oldest first
+    k: int | None  # passages in the prompt, at most; the setting `passages`
+    modules: int | None  # modules in the stack, at most; the setting `modules`
 
 
 @dataclass(slots=True)
@@ -157,9 +169,7 @@ class Answerer:
                         usage = piece.usage or usage
                         yield piece
                 finally:
-                    close = getattr(pieces, "aclose", None)
-                    if close is not None:
-                        await close()
+                    await close_stream(pieces)
                 break
             except AdapterError as error:
                 if attempt is None or text:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -46,3 +46,15 @@ class EngineLoop:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=30)
             self._loop.close()
+
+
+async def next_piece(pieces: AsyncIterator[T]) -> T | None:
+    """The next piece of a stream, or None at its end: a StopAsyncIteration cannot cross a future."""
+    return await anext(pieces, None)
+
+
+async def close_stream(pieces: AsyncIterator[Any]) -> None:
+    """Ends a stream that may not have been read to its end."""
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()

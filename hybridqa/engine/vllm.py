@@ -110,7 +110,8 @@ class VllmEngine:
                 loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         request_id = f"request-{next(self._numbers)}"
-        self._thread.submit(Request(request_id, list(prompt_ids), lambda: _params(sampling), adapter, emit))
+        room = self.max_model_len - len(prompt_ids)
+        self._thread.submit(Request(request_id, list(prompt_ids), lambda: _params(sampling, room), adapter, emit))
         finished = False
         tokens, logprob = 0, 0.0
         try:
@@ -145,12 +146,13 @@ class VllmEngine:
         self._state = "closed"
 
 
-def _params(sampling: Sampling) -> Any:
+def _params(sampling: Sampling, room: int) -> Any:
+    """vLLM's parameters; at most `room` tokens, where the context ends."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        max_tokens=sampling.max_tokens,
+        max_tokens=min(sampling.max_tokens, room),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         stop=list(sampling.stop),

@@ -39,11 +39,16 @@ class TeacherTargets:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each part of the loss counts."""
+    """How much each part of the loss counts.
+
+    With `trust`, each target token's teacher counts as much as it believes the token, and cross-entropy takes the rest:
+    a teacher that would have said something else than the document's words does not unteach them.
+    """
 
     kl: float = 1.0
     hidden: float = 1.0
     cross_entropy: float = 0.0
+    trust: bool = False
 
 
 def summarise_teacher(
@@ -69,18 +74,18 @@ def _log_rest(logprobs_N_K: Tensor) -> Tensor:
 
 
 def kl_divergence(student_logits_N_V: Tensor, teacher: TeacherTargets, *, temperature: float = 1.0) -> Tensor:
-    """Mean over N of KL(teacher ‖ student) in nats over K tokens and one bucket for the rest, times T²."""
+    """KL(teacher ‖ student) of each of N tokens, in nats over K tokens and one bucket for the rest, times T²."""
     student_N_V = F.log_softmax(student_logits_N_V.float() / temperature, dim=-1)
     student_N_K = student_N_V.gather(1, teacher.ids_N_K.long())
     kept_N = (teacher.logprobs_N_K.exp() * (teacher.logprobs_N_K - student_N_K)).sum(-1)
     rest_N = teacher.rest_N.exp() * (teacher.rest_N - _log_rest(student_N_K))
-    return (kept_N + rest_N).mean() * temperature**2
+    return (kept_N + rest_N) * temperature**2
 
 
-def hidden_distance(student_N_L_D: Tensor, teacher_N_L_D: Tensor) -> Tensor:
-    """Σ|h_s - h_t| / Σ|h_t| for each layer, averaged over layers."""
-    teacher = teacher_N_L_D.to(student_N_L_D.dtype)
-    distance_L = (student_N_L_D - teacher).abs().sum(dim=(0, 2))
+def hidden_distance(student_N_L_D: Tensor, teacher_N_L_D: Tensor, weight_N: Tensor) -> Tensor:
+    """Σ w|h_s - h_t| / Σ w|h_t| over tokens and dimensions for each layer, averaged over layers."""
+    teacher = teacher_N_L_D.to(student_N_L_D.dtype) * weight_N[:, None, None]
+    distance_L = (student_N_L_D * weight_N[:, None, None] - teacher).abs().sum(dim=(0, 2))
     return (distance_L / teacher.abs().sum(dim=(0, 2)).clamp(min=1e-6)).mean()
 
 
@@ -93,14 +98,17 @@ def distillation_loss(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The weighted sum of the parts; a scalar."""
+    """The weighted sum of the parts, each a mean over the N tokens; a scalar."""
+    trust_N = teacher.target_logprob_N.exp() if weights.trust else torch.ones_like(teacher.target_logprob_N)
+    doubt_N = 1 - trust_N if weights.trust else trust_N
     loss = logits_N_V.new_zeros((), dtype=torch.float32)
     if weights.kl:
-        loss = loss + weights.kl * kl_divergence(logits_N_V, teacher, temperature=temperature)
+        loss = loss + weights.kl * (trust_N * kl_divergence(logits_N_V, teacher, temperature=temperature)).mean()
     if weights.hidden and hidden_N_L_D is not None:
-        loss = loss + weights.hidden * hidden_distance(hidden_N_L_D, teacher.hidden_N_L_D)
+        loss = loss + weights.hidden * hidden_distance(hidden_N_L_D, teacher.hidden_N_L_D, trust_N)
     if weights.cross_entropy:
-        loss = loss + weights.cross_entropy * F.cross_entropy(logits_N_V.float(), targets_N)
+        entropy_N = F.cross_entropy(logits_N_V.float(), targets_N, reduction="none")
+        loss = loss + weights.cross_entropy * (doubt_N * entropy_N).mean()
     return loss
 
 

@@ -14,17 +14,18 @@ class Recipe:
 
     rank: int = 16
     alpha: int = 32
-    first_layer: float = 0.0  # share of the lowest layers that get no adapter
-    learning_rate: float = 2e-3
+    first_layer: float = 0.4  # share of the lowest layers that get no adapter
+    learning_rate: float = 2.5e-3
     warmup: float = 0.06  # share of the steps
-    epochs: float = 6.0  # passes over the examples, when steps is 0
+    epochs: float = 2.5  # passes over the examples, when steps is 0
     steps: int = 0
-    pack_tokens: int = 320
+    pack_tokens: int = 256
     top_k: int = 64
     temperature: float = 1.0
     kl: float = 1.0
     hidden: float = 1.0
-    cross_entropy: float = 0.0
+    cross_entropy: float = 1.0
+    trust: bool = True  # the teacher counts as far as it believes the target; cross-entropy takes the rest
     weight_decay: float = 0.0
     checkpoint_steps: int = 25
     seed: int = 0

@@ -177,7 +177,7 @@ class Trainer:
         With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
         Raises `TrainingError` when the loss is no number.
         """
-        weights = Weights(recipe.kl, recipe.hidden, recipe.cross_entropy)
+        weights = Weights(recipe.kl, recipe.hidden, recipe.cross_entropy, recipe.trust)
         packs, plan = schedule(students, recipe)
         lowers: dict[int, Tensor | None] = {}
         adapter = self.parameters()

@@ -28,7 +28,7 @@ from hybridqa.training.recipe import Recipe
 from hybridqa.training.trainer import Trainer
 from hybridqa.training.wordings import WORDINGS, closed_example, sourced_example
 
-TEACHER_TOKENS = 3072  # of one packed row while the teacher reads
+TEACHER_TOKENS = 1024  # of one packed row while the teacher reads: attention grows with the square
 
 
 def say(**event: Any) -> None:

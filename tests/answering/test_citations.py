@@ -135,7 +135,19 @@ def test_offsets_are_code_points_of_the_document(start: int) -> None:
 
 def test_every_marker_left_has_a_citation() -> None:
     """Whatever mixture of markers a model writes."""
-    pieces = ["[1]", "[4]", "[0]", "[1, 3]", "[2][9]", "[3] and [7]", "[source 2]", "[12-14]", "and", "the toll.", "1987"]
+    pieces = [
+        "[1]",
+        "[4]",
+        "[0]",
+        "[1, 3]",
+        "[2][9]",
+        "[3] and [7]",
+        "[source 2]",
+        "[12-14]",
+        "and",
+        "the toll.",
+        "1987",
+    ]
     for place, first in enumerate(pieces):
         for second in pieces[place:]:
             text, citations = resolve_citations(f"Here {first} is {second} so.", passages(*TEXTS))

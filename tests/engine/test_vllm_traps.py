@@ -38,7 +38,7 @@ def adapter_at(tmp_path: Path, make_adapter: Any, model_folder: ModelFolder) -> 
             alpha=rank,
             targets=("v_proj", "down_proj"),
             seed=seed,
-            strength=0.3,
+            strength=1.0,
         )
         return Adapter(name=name, path=path, rank=rank)
 

@@ -140,7 +140,7 @@ def test_killed_in_the_middle_of_saving(catalog: Catalog, store: Path, put: Put)
     put(catalog, "a", "more", np.random.default_rng(3).standard_normal((3_000, DIMENSION)))
     expected = DenseIndex(store, catalog).search(query(), 50, "a")
     random.seed(0)
-    for _ in range(12):
+    for _ in range(8):
         process = subprocess.Popen([sys.executable, "-c", SAVER, str(store)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "saving\n"
         time.sleep(random.uniform(0, 0.03))

@@ -15,7 +15,7 @@ from hybridqa.retrieval.embedder import HEADER_TOKENS, Embedder
 
 TEXTS = [
     "short",
-    "a rather longer text about rivers and the sea " * 20,
+    "a rather longer text about rivers and the sea " * 5,
     "",
     "naïve café 狐 🦊",
     "a middling text of no note",

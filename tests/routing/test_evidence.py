@@ -94,12 +94,12 @@ def test_real_questions_pass_and_strangers_do_not(embedder_path: Path, tmp_path:
 
         ids = {row["doc_id"] for row in documents}
         own = [row for row in questions("policyqa") if row["doc_ids"][0] in ids]
-        sample = random.Random(0).sample(own, 30)
+        sample = random.Random(0).sample(own, 20)
         passed = [evidence(row["question"]).get(row["doc_ids"][0], 0) >= THRESHOLD for row in sample]
-        strangers = random.Random(0).sample(questions("fairytaleqa"), 30)
+        strangers = random.Random(0).sample(questions("fairytaleqa"), 20)
         mistaken = [max(evidence(row["question"]).values()) >= THRESHOLD for row in strangers]
-        assert sum(passed) >= 21
-        assert sum(mistaken) <= 3
+        assert sum(passed) >= 14
+        assert sum(mistaken) <= 2
 
 
 def questions(name: str) -> list[dict[str, list[str]]]:

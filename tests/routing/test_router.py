@@ -68,7 +68,7 @@ def names(decided: Route) -> list[str]:
 def test_each_mode_takes_what_it_says(catalog: Catalog) -> None:
     put(catalog, "a")
     publish(catalog, "m", ["a"])
-    passages = found(catalog, a=0.7)
+    passages = found(catalog, a=0.5)
     got = {mode: route(catalog, passages, mode) for mode in Mode}
     assert {mode: (len(r.passages), names(r)) for mode, r in got.items()} == {
         Mode.HYBRID: (1, ["m@1"]),

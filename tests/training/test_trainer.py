@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,10 +82,19 @@ def test_groups_keep_order_and_bound() -> None:
         pack([Example((1,), ())])
 
 
-def test_loss_and_gradients_equal_a_plain_implementation(tiny_decoder: Path) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"kl": 1.0, "hidden": 1.0, "cross_entropy": 0.0, "trust": False, "temperature": 2.0},
+        {"kl": 1.0, "hidden": 1.0, "cross_entropy": 1.0, "trust": True},
+        {"kl": 0.0, "hidden": 0.0, "cross_entropy": 1.0, "trust": False},
+    ],
+    ids=["dcd", "trusting", "next-token"],
+)
+def test_loss_and_gradients_equal_a_plain_implementation(tiny_decoder: Path, parts: dict[str, Any]) -> None:
     """Packed, with shared prefixes, cached lower layers and a kept teacher, against unpacked passes and full logits."""
     for first_layer in (0.0, 0.5):
-        recipe = Recipe(rank=4, alpha=8, first_layer=first_layer, top_k=97, steps=1, learning_rate=0.0)
+        recipe = Recipe(rank=4, alpha=8, first_layer=first_layer, top_k=97, steps=1, learning_rate=0.0, **parts)
         trainer = Trainer(tiny_decoder, device="cpu")
         students = examples(5, seed=1)
         teachers = [Example((*(9, 8, 7), *item.prompt), item.target, item.key) for item in students]
@@ -100,15 +110,27 @@ def test_loss_and_gradients_equal_a_plain_implementation(tiny_decoder: Path) -> 
         learned = [plain_outputs(trainer.model, item) for item in students]
         teacher_N_V = torch.cat([logits for logits, _ in taught])
         student_N_V = torch.cat([logits for logits, _ in learned])
-        kl = F.kl_div(
-            F.log_softmax(student_N_V, -1), F.log_softmax(teacher_N_V, -1), log_target=True, reduction="batchmean"
-        )
+        target_N = torch.tensor([token for item in students for token in item.target])
+        heat = recipe.temperature
+        kl_N = heat**2 * F.kl_div(
+            F.log_softmax(student_N_V / heat, -1),
+            F.log_softmax(teacher_N_V / heat, -1),
+            log_target=True,
+            reduction="none",
+        ).sum(-1)
+        entropy_N = F.cross_entropy(student_N_V, target_N, reduction="none")
+        trust_N = F.softmax(teacher_N_V, -1).gather(1, target_N[:, None]).squeeze(1) if recipe.trust else 1.0
         distances = []
         for layer in range(first, 4):
             teacher = torch.cat([states[layer] for _, states in taught]).bfloat16().float()
             student = torch.cat([states[layer] for _, states in learned])
-            distances.append((student - teacher).abs().sum() / teacher.abs().sum())
-        plain_loss = kl + torch.stack(distances).mean()
+            distance_N, norm_N = (student - teacher).abs().sum(-1), teacher.abs().sum(-1)
+            distances.append((trust_N * distance_N).sum() / (trust_N * norm_N).sum())
+        plain_loss = (
+            recipe.kl * (trust_N * kl_N).mean()
+            + recipe.hidden * torch.stack(distances).mean()
+            + recipe.cross_entropy * ((1 - trust_N if recipe.trust else 1.0) * entropy_N).mean()
+        )
         plain_loss.backward()  # type: ignore[no-untyped-call]
         expected = {
             name: weight.grad.clone() for name, weight in trainer.parameters().items() if weight.grad is not None
@@ -134,7 +156,7 @@ def test_few_kept_logits_come_close_to_all() -> None:
     )
     targets_N = torch.zeros(7, dtype=torch.long)
     values = [
-        float(kl_divergence(student_N_V, summarise_teacher(teacher_N_V, hidden, targets_N, top_k=k)))
+        float(kl_divergence(student_N_V, summarise_teacher(teacher_N_V, hidden, targets_N, top_k=k)).mean())
         for k in (8, 64, 500)
     ]
     assert values[0] <= values[1] <= values[2] + 1e-4  # a coarser view can only see less
@@ -193,7 +215,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tiny_llama: Path, tmp_pat
 def test_training_teaches_and_leaves_the_base_alone(tiny_decoder: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_decoder, device="cpu")
     before = {name: weight.clone() for name, weight in trainer.base.state_dict().items()}
-    recipe = Recipe(rank=8, alpha=16, steps=150, learning_rate=2e-2, cross_entropy=1.0, kl=0.0, hidden=0.0)
+    recipe = Recipe(rank=8, alpha=16, steps=150, learning_rate=2e-2, cross_entropy=1.0, kl=0.0, hidden=0.0, trust=False)
     items = examples(6, seed=4)
     trainer.attach(recipe)
     assert trainer.score(items) == pytest.approx(trainer.score(items, adapter=False), abs=1e-5)

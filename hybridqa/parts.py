@@ -1,0 +1,169 @@
+"""The composition root: every part of a store, built from its `Settings` when it is first needed.
+
+Only here are parts built and handed their collaborators; knows nothing of what they do. Invariant: each part is built
+once for a store, and none that needs a model before something asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import cached_property
+
+from hybridqa.answering.answerer import Answerer
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.catalog import Catalog
+from hybridqa.config import Settings
+from hybridqa.engine.loop import EngineLoop
+from hybridqa.engine.protocol import Engine
+from hybridqa.errors import EngineClosedError
+from hybridqa.ingest.library import Library
+from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
+from hybridqa.modules.registry import ModuleRegistry
+from hybridqa.modules.stacks import StackCache
+from hybridqa.retrieval.dense import DenseIndex
+from hybridqa.retrieval.embedder import Embedder
+from hybridqa.retrieval.lexical import LexicalIndex
+from hybridqa.retrieval.searcher import Searcher
+from hybridqa.routing.router import Router
+
+
+class Parts:
+    """The parts of one open store."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self._loop = EngineLoop()
+        self._engine: Engine | None = None
+        self._engine_lock: asyncio.Lock | None = None
+        self._building = threading.RLock()
+        self._closed = False
+
+    @cached_property
+    def model(self) -> ModelFolder:
+        """The base model's folder and hash."""
+        return resolve_model(self.settings.model, self.settings.cache_dir)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What turns text into vectors."""
+        return Embedder(resolve_embedder(self.settings.embedder))
+
+    @cached_property
+    def library(self) -> Library:
+        """What reads files and keeps them as documents."""
+        return Library(
+            self.catalog,
+            self.embedder,
+            passage_tokens=self.settings.passage_tokens,
+            max_bytes=int(self.settings.max_document_mb * 1e6),
+        )
+
+    @cached_property
+    def dense(self) -> DenseIndex:
+        """The vectors' index."""
+        return DenseIndex(self.settings.index_dir, self.catalog)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """Dense and lexical search, fused."""
+        return Searcher(self.catalog, self.embedder, self.dense, LexicalIndex(self.catalog))
+
+    @cached_property
+    def registry(self) -> ModuleRegistry:
+        """The versions of all modules."""
+        return ModuleRegistry(self.catalog, self.settings.module_dir, self.model.hash)
+
+    @cached_property
+    def stacks(self) -> StackCache:
+        """Composed stacks on disk."""
+        cache = StackCache(self.settings.module_dir / "stacks", self.settings.stack_cache_mb)
+        cache.keep_only({module.name for module in self.catalog.list_modules()})  # a removal may have been cut short
+        return cache
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """What puts questions and sources into the model's own chat template."""
+        return PromptBuilder(
+            load_tokenizer(self.model.path),
+            max_model_len=self.settings.max_model_len,
+            context_tokens=self.settings.context_tokens,
+        )
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        settings = self.settings
+        router = Router(
+            self.catalog,
+            self.model.hash,
+            modules=settings.modules,
+            module_threshold=settings.module_threshold,
+            passage_threshold=settings.passage_threshold,
+            max_rank=settings.max_lora_rank,
+        )
+        return Answerer(
+            self.catalog,
+            self.searcher,
+            router,
+            self.registry,
+            self.stacks,
+            self.prompts,
+            passages=settings.passages,
+            max_answer_tokens=settings.max_answer_tokens,
+            max_rank=settings.max_lora_rank,
+        )
+
+    def answerer_ready(self) -> Answerer:
+        with self._building:  # cached_property takes no lock of its own
+            return self.answerer
+
+    async def engine_ready(self) -> Engine:
+        """The engine, started once; runs on the engine's loop."""
+        if self._closed:
+            raise EngineClosedError("this HybridQA is closed; expected an open one: call HybridQA.open again.")
+        if self._engine_lock is None:
+            self._engine_lock = asyncio.Lock()
+        async with self._engine_lock:
+            if self._engine is None:
+                engine = await asyncio.to_thread(self._make_engine)
+                await engine.start()
+                self._engine = engine
+        return self._engine
+
+    def _make_engine(self) -> Engine:
+        settings = self.settings
+        if settings.engine == "reference":
+            from hybridqa.engine.reference import ReferenceEngine
+
+            return ReferenceEngine(
+                self.model,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                max_lora_rank=settings.max_lora_rank,
+                seed=settings.seed,
+            )
+        from hybridqa.engine.vllm import VllmEngine
+
+        return VllmEngine(
+            self.model,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            max_lora_rank=settings.max_lora_rank,
+            max_stacks=settings.max_stacks,
+            kv_cache_mb=settings.kv_cache_mb,
+            seed=settings.seed,
+        )
+
+    def close(self) -> None:
+        """Frees the engine and closes the store; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._engine is not None:
+            self._loop.run(self._engine.close())
+            self._engine = None
+        self._loop.close()
+        if "stacks" in self.__dict__:
+            self.stacks.close()
+        self.catalog.close()
