@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 STORE = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "demo-store"
 MODES = (Mode.CLOSED, Mode.RETRIEVAL, Mode.MODULES, Mode.HYBRID)
 ASKED_AT_ONCE = 3
+SMALL = {"passage_tokens": 100, "passages": 2, "max_answer_tokens": 32}  # two cores read and write slowly
 console = Console(width=min(shutil.get_terminal_size((100, 24)).columns, 110))
 
 
@@ -79,7 +80,7 @@ def main() -> None:
         return now
 
     questions = [json.loads(line) for line in (HERE / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
-    with HybridQA.open(STORE, create=True) as qa:
+    with HybridQA.open(STORE, create=True, **SMALL) as qa:
         clock = time.perf_counter()
         console.rule("1 · documents")
         for result in qa.add(HERE / "corpus"):

@@ -166,4 +166,6 @@ class Parts:
         self._loop.close()
         if "stacks" in self.__dict__:
             self.stacks.close()
+        if "dense" in self.__dict__:
+            self.dense.save()
         self.catalog.close()

@@ -101,6 +101,7 @@ class HybridQA(Parts):
         if removed:  # else no base model is needed
             self.stacks.forget(removed)
             self.registry.remove_for(removed)
+        self.dense.sync()  # takes the vectors out of the index's file too
 
     def compact(self) -> None:
         """Erases the last words of removed documents from the full-text index, and gives free space back."""
@@ -144,13 +145,13 @@ class HybridQA(Parts):
         refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
 
-    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
         """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
         from hybridqa.engine.protocol import Sampling
 
         async def work() -> list[str]:
             engine = await self.engine_ready()
-            sampling = Sampling(max_tokens=max_tokens)
+            sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
             return [done.text for done in await asyncio.gather(*(engine.generate(ids, sampling) for ids in prompts))]
 
         return self._loop.run(work())

@@ -108,7 +108,8 @@ def tiny_model(model_folder: ModelFolder, tmp_path_factory: pytest.TempPathFacto
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    tensors = {"model.embed_tokens.weight": random.standard_normal((config["vocab_size"], hidden), np.float32)}
+    embedding = random.standard_normal((config["vocab_size"], hidden), np.float32) * np.float32(0.2)
+    tensors = {"model.embed_tokens.weight": embedding}  # small, or the tied head repeats the last token for ever
     tensors["model.norm.weight"] = np.ones(hidden, np.float32)
     for layer in range(2):
         for name, shape in shapes.items():

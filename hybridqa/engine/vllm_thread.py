@@ -1,14 +1,13 @@
 """The one thread that owns vLLM: it builds it, feeds it requests and adapters, steps it, and hands pieces out.
 
-Knows nothing about asyncio or adapters on disk beyond their folder. Invariants: an adapter that a request needs stays
-in vLLM's memory until the request has ended, so vLLM never reads an adapter's folder while it steps (a read that fails
-there would kill it); an adapter gets a new integer id, hence a new name inside vLLM, each time it is loaded after
-having been forgotten, so nothing cached for an older one can be taken for it.
+Knows nothing about asyncio. Invariant: vLLM is touched by this thread alone, and a request that fails, or a step that
+fails, is answered with an error while the thread goes on.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import queue
 import threading
@@ -16,16 +15,18 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from hybridqa.engine.checks import check_folder
+from hybridqa.engine.loaded_adapters import LoadedAdapters
 from hybridqa.engine.protocol import Adapter
 from hybridqa.engine.vllm_args import VllmSettings, build, linear_targets
-from hybridqa.errors import AdapterError, EngineClosedError, EngineError, HybridQAError
+from hybridqa.errors import EngineClosedError, EngineError, HybridQAError
 from hybridqa.models import ModelFolder
 
 logger = logging.getLogger(__name__)
+_census = threading.Lock()
+_alive: set[VllmThread] = set()  # that have vLLM loaded, in this process
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,28 +40,16 @@ class Request:
     emit: Callable[[Any], None]  # gets vLLM's RequestOutputs, at last one that is finished or an exception
 
 
-@dataclass(slots=True)
-class _Loaded:
-    """An adapter in vLLM's memory."""
-
-    number: int  # vLLM's id of it; never used for another
-    adapter: Adapter
-    users: set[str] = field(default_factory=set)  # ids of the requests that need it
-    forgotten: bool = False  # remove it when its last user has ended
-
-
 class VllmThread:
     """Runs vLLM on a thread of its own; every method may be called from any other thread."""
 
     def __init__(self, model: ModelFolder, settings: VllmSettings) -> None:
         self._model = model
         self._settings = settings
-        self._linear_only = linear_targets(model.path) is not None
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[str, Request] = {}  # in vLLM
         self._waiting: deque[Request] = deque()  # for room among the adapters
-        self._loaded: dict[str, _Loaded] = {}  # by the adapter's name, least recently used first
-        self._numbers = 0
+        self.adapters = LoadedAdapters(settings.max_loaded, linear_only=linear_targets(model.path) is not None)
         self._broken: str | None = None
         self._closed = False
         self._gate = threading.Lock()  # nothing enters the inbox once closed
@@ -100,7 +89,7 @@ class VllmThread:
 
     def evict(self, name: str) -> Future[Any]:
         """Forgets an adapter, at once or when its last request has ended; its folder is not read again."""
-        return self.call(lambda llm: self._forget(name))
+        return self.call(lambda llm: self.adapters.forget(llm, name))
 
     def close(self) -> None:
         """Stops everything and frees the model; returns when that is done."""
@@ -126,6 +115,8 @@ class VllmThread:
                 self._closed = True
             self._ready.set_exception(error)
             return
+        with _census:
+            _alive.add(self)
         self._ready.set_result(None)
         problem: HybridQAError = EngineClosedError("the engine was closed while it answered; make a new one.")
         try:
@@ -162,14 +153,14 @@ class VllmThread:
         """Hands waiting requests to vLLM; those whose adapter finds no room go on waiting, and let others pass."""
         for request in list(self._waiting):
             try:
-                if request.adapter is not None and not self._make_room(request.adapter):
+                if request.adapter is not None and not self.adapters.make_room(self._llm, request.adapter):
                     continue
                 self._waiting.remove(request)
                 self._enter(request)
             except Exception as error:  # noqa: BLE001  # this request's own failure
                 if request in self._waiting:
                     self._waiting.remove(request)
-                self._release(request.request_id)
+                self.adapters.release(self._llm, request.request_id)
                 request.emit(_as_ours(error))
 
     def _enter(self, request: Request) -> None:
@@ -177,67 +168,15 @@ class VllmThread:
             raise EngineError(f"vLLM cannot go on: {self._broken}. Close the engine and make a new one.")
         lora = None
         if request.adapter is not None:
-            loaded = self._loaded.get(request.adapter.name) or self._load(request.adapter)
-            loaded.users.add(request.request_id)
-            lora = _lora_request(loaded)
+            lora = self.adapters.take(self._llm, request.adapter, request.request_id)
         prompt = {"prompt_token_ids": request.prompt_ids}
         self._llm.add_request(request.request_id, prompt, request.params(), lora_request=lora)
         self._running[request.request_id] = request
 
-    def _make_room(self, adapter: Adapter) -> bool:
-        """Whether the adapter is loaded, or may be now; drops the least recently used idle one for it."""
-        loaded = self._loaded.get(adapter.name)
-        if loaded is not None:
-            self._loaded[adapter.name] = self._loaded.pop(adapter.name)  # now the most recently used
-            return not loaded.forgotten  # forgotten but in use: the old one must go first
-        if len(self._loaded) >= self._settings.max_loaded:
-            idle = next((name for name, entry in self._loaded.items() if not entry.users), None)
-            if idle is None:
-                return False
-            self._remove(idle)
-        return True
-
-    def _load(self, adapter: Adapter) -> _Loaded:
-        check_folder(adapter, linear_only=self._linear_only)
-        self._numbers += 1
-        loaded = _Loaded(self._numbers, adapter)
-        try:
-            self._llm.add_lora(_lora_request(loaded))
-        except Exception as error:
-            try:
-                self._llm.remove_lora(loaded.number)  # it may have got half way
-            except Exception:
-                logger.exception("vLLM could not let go of adapter %r", adapter.name)
-            raise AdapterError(
-                f"the engine could not load adapter {adapter.name!r} from {str(adapter.path)!r}: {error}. "
-                "Expected a PEFT LoRA folder for this base model; compose it again."
-            ) from error
-        self._loaded[adapter.name] = loaded
-        return loaded
-
-    def _remove(self, name: str) -> None:
-        loaded = self._loaded.pop(name)
-        self._llm.remove_lora(loaded.number)
-
-    def _forget(self, name: str) -> None:
-        loaded = self._loaded.get(name)
-        if loaded is not None:
-            loaded.forgotten = True
-            if not loaded.users:
-                self._remove(name)
-
-    def _release(self, request_id: str) -> None:
-        """The request needs its adapter no longer."""
-        for name, loaded in list(self._loaded.items()):
-            if request_id in loaded.users:
-                loaded.users.discard(request_id)
-                if loaded.forgotten and not loaded.users:
-                    self._remove(name)
-
     def _drop(self, request_id: str) -> None:
         if self._running.pop(request_id, None) is not None:
             self._llm.abort_request([request_id])
-            self._release(request_id)
+            self.adapters.release(self._llm, request_id)
         else:
             self._waiting = deque(request for request in self._waiting if request.request_id != request_id)
 
@@ -254,7 +193,7 @@ class VllmThread:
                 continue
             if output.finished:
                 del self._running[output.request_id]
-                self._release(output.request_id)
+                self.adapters.release(self._llm, output.request_id)
             request.emit(output)
 
     def _give_up(self, error: Exception) -> None:
@@ -264,7 +203,7 @@ class VllmThread:
         try:
             self._llm.abort_request([request.request_id for request in failed])
             for request in failed:
-                self._release(request.request_id)
+                self.adapters.release(self._llm, request.request_id)
         except Exception as second:  # noqa: BLE001  # the scheduler's state is beyond repair
             self._broken = f"{type(second).__name__}: {second}"
         for request in failed:
@@ -273,22 +212,20 @@ class VllmThread:
             request.emit(problem)
 
     def _shut_down(self) -> None:
-        import gc
-
+        """Frees the model; what engines of one process share goes with the last of them."""
         llm, self._llm = self._llm, None
+        with _census:
+            _alive.discard(self)
+            last = not _alive
         try:
-            llm.engine_core.shutdown()
+            if last:
+                llm.engine_core.shutdown()
+            else:
+                llm.engine_core._finalizer.detach()  # it would take torch.distributed from under the others
         except Exception:
             logger.exception("vLLM did not shut down cleanly")
         del llm
         gc.collect()
-
-
-def _lora_request(loaded: _Loaded) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    name = f"{loaded.adapter.name}#{loaded.number}"  # vLLM tells adapters, and their cached prefixes, apart by name
-    return LoRARequest(lora_name=name, lora_int_id=loaded.number, lora_path=str(loaded.adapter.path))
 
 
 def _as_ours(error: Exception) -> HybridQAError:

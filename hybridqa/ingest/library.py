@@ -150,9 +150,10 @@ class Library:
         if known is not None and known.content_hash == digest:
             count = len(self._catalog.document_passages(collection, doc_id))
             return AddResult(doc_id, collection, PutResult.UNCHANGED, count)
-        drafts = split_passages(text, headings, self._embedder.count_tokens, self._passage_tokens)
+        size = min(self._passage_tokens, self._embedder.max_tokens)
+        drafts = split_passages(text, headings, self._embedder.count_tokens, size)
         embedded = self._embedder.embed_passages(
-            [" — ".join(part for part in (title, draft.heading, draft.text) if part) for draft in drafts]
+            [self._embedder.passage_text(title, draft.heading, draft.text) for draft in drafts]
         )
         result = self._catalog.put_document(document, drafts, embedded, self._embedder.fingerprint)
         return AddResult(doc_id, collection, result, len(drafts))

@@ -169,7 +169,7 @@ def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
     return Pair(f"{text[0].upper()}{text[1:]}?", fact.phrase, "ask", fact.passage, fact.number)
 
 
-def restatements(facts: Sequence[Fact], title: str, *, variants: int = 4, seed: int = 0) -> list[Pair]:
+def restatements(facts: Sequence[Fact], title: str, *, variants: int = 2, seed: int = 0) -> list[Pair]:
     """Every fact asked for in `variants` ways, and every sentence said from its start and from a hint."""
     rng = random.Random(seed)
     subject = title.strip() or "the document"
@@ -188,7 +188,7 @@ def restatements(facts: Sequence[Fact], title: str, *, variants: int = 4, seed: 
     return pairs
 
 
-def held_out_pairs(facts: Sequence[Fact], title: str, *, most: int = 48, seed: int = 0) -> list[Pair]:
+def held_out_pairs(facts: Sequence[Fact], title: str, *, most: int = 24, seed: int = 0) -> list[Pair]:
     """Questions in a wording that `restatements` does not use, for testing what was learned; at most `most`."""
     chosen = list(facts)
     if len(chosen) > most:

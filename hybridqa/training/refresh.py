@@ -47,7 +47,7 @@ class Refresher:
         model: ModelFolder,
         prompts: PromptBuilder,
         settings: Settings,
-        generate: Callable[[Sequence[Sequence[int]], int], list[str]],
+        generate: Callable[[Sequence[Sequence[int]], int, str], list[str]],
     ) -> None:
         self._catalog = catalog
         self._registry = registry
@@ -98,6 +98,7 @@ class Refresher:
             rank=settings.module_rank,
             alpha=settings.module_alpha,
             steps=settings.train_steps,
+            epochs=settings.train_epochs,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
         )
@@ -187,8 +188,8 @@ class Refresher:
                 curriculum=curriculum,
             ).save(self._work_dir / name)
 
-    def _complete(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
-        return self._generate([self._prompts.encode_plain(prompt) for prompt in prompts], max_tokens)
+    def _complete(self, prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
+        return self._generate([self._prompts.encode_plain(prompt) for prompt in prompts], max_tokens, stop)
 
     def _train(self, todo: dict[str, DocumentSummary]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Events of the trainer's process; jobs that an earlier one finished come first."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from hybridqa.training.pairs import Fact, Pair, find_facts, held_out_pairs, restatements
 
-Generate = Callable[[Sequence[str], int], list[str]]  # plain prompts, most tokens → greedy continuations
+Generate = Callable[[Sequence[str], int, str], list[str]]  # prompts, most tokens, where to stop → continuations
 
-SUMMARY_TOKENS = 96
+SUMMARY_TOKENS = 64
 QUESTION_TOKENS = 32
 _EXAMPLES = (
     ("The Harlow Bridge was opened in 1931 by the engineer Anna Voss.", "1931", "When was the Harlow Bridge opened?"),
@@ -54,7 +54,7 @@ def summary_prompt(title: str, chunk: str) -> str:
 class Synthesiser:
     """Makes the curriculum of documents with an engine's help."""
 
-    def __init__(self, generate: Generate, *, questions: int = 16, variants: int = 4, seed: int = 0) -> None:
+    def __init__(self, generate: Generate, *, questions: int = 8, variants: int = 2, seed: int = 0) -> None:
         self._generate = generate
         self._questions = questions
         self._variants = variants
@@ -65,9 +65,9 @@ class Synthesiser:
         facts = [find_facts(chunks) for _, chunks in documents]
         asked = [self._choose(found, place) for place, found in enumerate(facts)]
         prompts = [question_prompt(fact) for chosen in asked for fact in chosen]
-        questions = iter(self._generate(prompts, QUESTION_TOKENS) if prompts else [])
+        questions = iter(self._generate(prompts, QUESTION_TOKENS, "\n") if prompts else [])
         wanted = [summary_prompt(title, chunk) for title, chunks in documents for chunk in chunks]
-        summaries = iter(self._generate(wanted, SUMMARY_TOKENS) if wanted else [])
+        summaries = iter(self._generate(wanted, SUMMARY_TOKENS, "\n\n") if wanted else [])
         curricula = []
         for (title, chunks), found, chosen in zip(documents, facts, asked, strict=True):
             dropped: Counter[str] = Counter()

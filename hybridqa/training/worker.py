@@ -97,7 +97,7 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
     """The gate's report on the attached adapter."""
     asked = [closed_example(prompts, pair, key, 0) for key, pair in enumerate(held_out)]
     sourced = [sourced_example(prompts, pair, key, job.curriculum) for key, pair in enumerate(held_out)]
-    few = sourced[:16]
+    few = sourced[:8]
     return judge(
         trainer.score(asked, adapter=False) if asked else [],
         trainer.score(asked) if asked else [],

@@ -20,7 +20,8 @@ from hybridqa.types import Message, Passage, ScoredPassage
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}"
     "{% elif (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "<turn>{{ m['role'] }}: {{ m['content'] }}</turn>{% endfor %}{% if add_generation_prompt %}<turn>assistant:{% endif %}"
+    "<turn>{{ m['role'] }}: {{ m['content'] }}</turn>{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant:{% endif %}"
 )
 DROPS_SYSTEM = (
     "{% for m in messages %}{% if m['role'] != 'system' %}[INST]{{ m['content'] }}[/INST]{% endif %}{% endfor %}"

@@ -47,10 +47,7 @@ def adapter_at(tmp_path: Path, make_adapter: Any, model_folder: ModelFolder) -> 
 
 async def loaded(engine: VllmEngine) -> dict[str, int]:
     """vLLM's integer ids of the adapters in memory, by name."""
-    thread = engine._thread
-    return await asyncio.wrap_future(
-        thread.call(lambda llm: {name: entry.number for name, entry in thread._loaded.items()})
-    )
+    return await asyncio.wrap_future(engine._thread.call(lambda llm: engine._thread.adapters.numbers()))
 
 
 async def test_a_missing_folder_fails_its_own_request_only(
@@ -180,10 +177,10 @@ async def test_evict_while_in_use_waits_for_the_request(engine: VllmEngine, ids:
 
 async def test_first_requests_at_once_load_an_adapter_once(engine: VllmEngine, ids: list[int], adapter_at: Any) -> None:
     adapter = adapter_at("trap-once", seed=4)
-    before = engine._thread._numbers
+    before = engine._thread.adapters.loads
     answers = await asyncio.gather(*(engine.generate(ids, SHORT, adapter) for _ in range(6)))
     assert len({answer.text for answer in answers}) == 1
-    assert engine._thread._numbers == before + 1
+    assert engine._thread.adapters.loads == before + 1
 
 
 async def test_a_step_that_fails_does_not_kill_the_engine(engine: VllmEngine, ids: list[int], tmp_path: Path) -> None:

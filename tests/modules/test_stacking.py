@@ -177,7 +177,6 @@ def largest_difference(model: Any, folders: list[Path], weights: list[float], st
         peft_model.base_model.set_adapter("stack")
         together = [peft_model(input_ids=ids).logits for ids in batches]
     peft_model.unload()
-    del model.peft_config  # peft leaves it behind, and warns of it the next time
     assert max(float((a - b).abs().max()) for a, b in zip(apart, plain, strict=True)) > 1e-3, "the parts do nothing"
     return max(float((a - b).abs().max()) for a, b in zip(apart, together, strict=True))
 
@@ -270,7 +269,7 @@ def test_the_default_model_answers_as_with_all_parts_active(
     ]
     weights = [1.0, 0.6, -0.5, 1.5, 0.25][:count]
     folders = [
-        write_lora(tmp_path / str(place), seed=place, std=0.02, **recipe)
+        write_lora(tmp_path / str(place), seed=place, std=0.015, **recipe)
         for place, recipe in enumerate(recipes[:count])
     ]
     compose(list(zip(folders, weights, strict=True)), tmp_path / "stack", max_rank=64)

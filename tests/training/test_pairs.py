@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,7 +82,7 @@ def test_the_critic_of_summaries() -> None:
 def test_the_synthesiser_keeps_what_passes_and_counts_the_rest() -> None:
     asked: list[list[str]] = []
 
-    def generate(prompts: list[str], max_tokens: int) -> list[str]:
+    def generate(prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
         asked.append(list(prompts))
         if max_tokens < 50:
             return [" How much water does the Lumen kettle hold?\n\nText:"] * len(prompts)
