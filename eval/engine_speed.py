@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.config import Settings
+from hybridqa.engine.environment import prepare_environment
 from hybridqa.engine.protocol import Adapter, Sampling
 from hybridqa.engine.vllm import VllmEngine
-from hybridqa.engine.vllm_args import prepare_environment
 from hybridqa.models import DEFAULT_MODEL, ModelFolder, resolve_model
 
 KERNELS = ("stock", "grouped")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hybridqa import HybridQA, Mode
+from hybridqa.engine.environment import prepare_environment
 from hybridqa.types import Answer
 
 HERE = Path(__file__).resolve().parent
@@ -23,6 +24,7 @@ STORE = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "demo-store"
 MODES = (Mode.CLOSED, Mode.RETRIEVAL, Mode.MODULES, Mode.HYBRID)
 ASKED_AT_ONCE = 3
 SMALL = {"passage_tokens": 100, "passages": 2, "max_answer_tokens": 32}  # two cores read and write slowly
+prepare_environment()  # before anything loads torch
 console = Console(width=min(shutil.get_terminal_size((100, 24)).columns, 110))
 
 

@@ -153,7 +153,9 @@ def _check_dense(report: Report, catalog: Catalog, settings: Settings) -> None:
             report.add("note", "index", text, "nothing to do: the next question rebuilds it from the catalog")
     if states and set(states.values()) <= {"saved", "unsaved"}:
         report.add(
-            "ok", "index", f"dense index of {len(states)} collections: {', '.join(sorted(set(states.values())))}"
+            "ok",
+            "index",
+            f"{len(states)} dense index{'es' if len(states) > 1 else ''}: {', '.join(sorted(set(states.values())))}",
         )
 
 

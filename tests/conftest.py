@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hybridqa.config import Settings
-from hybridqa.engine.vllm_args import prepare_environment
+from hybridqa.engine.environment import prepare_environment
 from hybridqa.models import (
     DEFAULT_EMBEDDER,
     DEFAULT_MODEL,

@@ -382,14 +382,6 @@ def test_a_bug_of_ours_is_one_line_as_well() -> None:
     assert "unexpected ZeroDivisionError" in one_line_error(CliRunner().invoke(broken))
 
 
-def test_standard_output_is_json_alone_in_a_real_process(filled: Path, environment: dict[str, str]) -> None:
-    """Libraries that print, in Python or in C, print to standard error."""
-    done = start(environment, "ask", "Who designed the Lumen kettle?", "--json")
-    text, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
-    assert json.loads(text)["passages"][0]["doc_id"] == "kettle.txt"
-
-
 def test_others_cannot_write_to_a_claimed_standard_output() -> None:
     code = (
         "import os, sys\nfrom hybridqa.cli import output\noutput.claim_stdout()\n"
@@ -400,20 +392,21 @@ def test_others_cannot_write_to_a_claimed_standard_output() -> None:
     assert done.stderr.split() == ["python", "native"]
 
 
-def test_control_c_is_quiet(filled: Path, environment: dict[str, str]) -> None:
-    """In the chat that waits for a line, with the store open."""
+def test_a_real_process_prints_json_alone_and_is_stopped_quietly(filled: Path, environment: dict[str, str]) -> None:
+    """A chat with its model loaded, stopped by Ctrl-C while it waits for a line."""
     running = start(environment, "chat", "--json", stdin=subprocess.PIPE)
     try:
         assert running.stdin is not None
         assert running.stdout is not None
-        running.stdin.write("Who built the Tarn bridge?\n")
+        running.stdin.write("Who designed the Lumen kettle?\n")
         running.stdin.flush()
-        assert json.loads(running.stdout.readline())["question"] == "Who built the Tarn bridge?"
+        assert json.loads(running.stdout.readline())["passages"][0]["doc_id"] == "kettle.txt"
         time.sleep(0.2)  # it is back at its input
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
+        rest, errors = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode == 130
+    assert rest == ""
     assert "Traceback" not in errors
     assert "error" not in errors

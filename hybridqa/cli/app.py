@@ -63,6 +63,9 @@ app.command("doctor")(health.doctor)
 
 def main() -> int:
     """Runs the command line; leaves by `SystemExit` with the exit code."""
+    from hybridqa.engine.environment import prepare_environment
+
+    prepare_environment()  # before anything loads torch
     try:
         app()
     except KeyboardInterrupt:

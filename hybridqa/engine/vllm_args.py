@@ -17,18 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridqa.engine.environment import prepare_environment
 from hybridqa.errors import EngineError, ModelError
 from hybridqa.models import ModelFolder
 
 _LINEAR = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _BLOCK_WEIGHT = re.compile(r"\.\d+\..*?(\w+)\.weight$")
-_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # engine, embedder and trainer have a thread pool each, on the same cores
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no child process: nothing to fork, no `if __name__ == "__main__"` needed
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +75,6 @@ def cpu_has_bfloat16() -> bool:
     return (
         "avx512_bf16" in flags or "amx_bf16" in flags or re.search(r"^Features\s*:.*\bbf16\b", flags, re.M) is not None
     )
-
-
-def prepare_environment() -> None:
-    """Sets what vLLM and torch read from the environment, where the user has not; best before torch is imported.
-
-    Two of them, OMP_WAIT_POLICY and TORCH_CPP_LOG_LEVEL, have no effect later; programs call this first of all.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def build(model: ModelFolder, settings: VllmSettings) -> Any:

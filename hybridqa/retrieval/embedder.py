@@ -127,7 +127,9 @@ class Embedder:
             if self._loaded is None:
                 from safetensors import SafetensorError
                 from sentence_transformers import SentenceTransformer
+                from transformers.utils.logging import disable_progress_bar
 
+                disable_progress_bar()  # ours are enough
                 try:
                     self._loaded = SentenceTransformer(
                         str(self.path),

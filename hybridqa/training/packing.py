@@ -82,20 +82,23 @@ def pack(examples: Sequence[Example]) -> Pack:
 
 
 def group(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Splits `examples`, in order, into groups whose packs hold at most `max_tokens`; a longer one stands alone."""
+    """Splits `examples`, in order, into groups whose packs hold at most `max_tokens`; a longer one stands alone.
+
+    Sort them by what they share first: a group shares only what all of it begins with.
+    """
     groups: list[list[Example]] = []
-    current: list[Example] = []
+    prefix = own = 0  # of the last group: tokens shared, and tokens of its examples with nothing shared
     for item in examples:
-        trial = [*current, item]
-        prefix = shared_length([each.prompt for each in trial])
-        total = prefix + sum(len(each.prompt) - prefix + len(each.target) - 1 for each in trial)
-        if current and total > max_tokens:
-            groups.append(current)
-            current = [item]
-        else:
-            current = trial
-    if current:
-        groups.append(current)
+        length = len(item.prompt) + len(item.target) - 1
+        if groups:
+            current = groups[-1]
+            shared = min(shared_length([current[0].prompt, item.prompt]), prefix)
+            if own + length - shared * len(current) <= max_tokens:
+                current.append(item)
+                prefix, own = shared, own + length
+                continue
+        groups.append([item])
+        prefix, own = len(item.prompt) - 1, length
     return groups
 
 

@@ -48,7 +48,7 @@ class Pair:
 
     question: str
     answer: str
-    kind: str  # "ask", "complete", "recite", "question" or "summary"
+    kind: str  # "ask", "recite", "question" or "summary"
     passage: int  # ordinal of the passage it came from
     fact: int  # pairs of one fact share this number; -1 where a pair holds many facts
 
@@ -170,7 +170,7 @@ def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
 
 
 def restatements(facts: Sequence[Fact], title: str, *, variants: int = 2, seed: int = 0) -> list[Pair]:
-    """Every fact asked for in `variants` ways, and every sentence said from its start and from a hint."""
+    """Every fact asked for in `variants` ways, and every sentence said from a hint."""
     rng = random.Random(seed)
     subject = title.strip() or "the document"
     pairs: list[Pair] = []
@@ -182,9 +182,6 @@ def restatements(facts: Sequence[Fact], title: str, *, variants: int = 2, seed: 
         said.add(fact.sentence)
         hint = rng.choice([f"What does {subject} say about {fact.phrase}?", f"{subject}: tell me about {fact.phrase}."])
         pairs.append(Pair(hint, fact.sentence, "recite", fact.passage, -1))
-        words = fact.sentence.split()
-        cut = rng.randint(max(2, len(words) // 3), max(2, len(words) // 2))
-        pairs.append(Pair(f"Complete: {' '.join(words[:cut])}", " ".join(words[cut:]), "complete", fact.passage, -1))
     return pairs
 
 

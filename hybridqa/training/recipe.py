@@ -14,7 +14,7 @@ class Recipe:
 
     rank: int = 16
     alpha: int = 32
-    first_layer: float = 0.4  # share of the lowest layers that get no adapter
+    first_layer: float = 0.5  # share of the lowest layers that get no adapter
     learning_rate: float = 2.5e-3
     warmup: float = 0.06  # share of the steps
     epochs: float = 2.5  # passes over the examples, when steps is 0

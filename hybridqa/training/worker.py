@@ -48,12 +48,14 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
         wording = key % len(WORDINGS)
         students[wording].append(closed_example(prompts, pair, key, wording))
     say(job=folder.name, stage="teach", step=0, total=len(lesson.pairs))
-    teachers = trainer.teach(
-        [sourced_example(prompts, pair, key, lesson) for key, pair in enumerate(lesson.pairs)],
+    order = sorted(range(len(lesson.pairs)), key=lambda key: lesson.pairs[key].passage)  # a chunk is read once a row
+    taught_in_order = trainer.teach(
+        [sourced_example(prompts, lesson.pairs[key], key, lesson) for key in order],
         recipe,
         hidden=recipe.hidden > 0,
         tokens=TEACHER_TOKENS,
     )
+    teachers = [targets for _, targets in sorted(zip(order, taught_in_order, strict=True), key=lambda item: item[0])]
     taught = time.perf_counter()
     told = 0.0
 
