@@ -16,6 +16,7 @@ from hybridqa.catalog import Catalog
 from hybridqa.config import Settings
 from hybridqa.engine.loop import EngineLoop
 from hybridqa.engine.protocol import Engine
+from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import EngineClosedError
 from hybridqa.ingest.library import Library
 from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
@@ -87,7 +88,7 @@ class Parts:
         """What puts questions and sources into the model's own chat template."""
         return PromptBuilder(
             load_tokenizer(self.model.path),
-            max_model_len=self.settings.max_model_len,
+            max_model_len=context_length(self.model.path, self.settings.max_model_len),
             context_tokens=self.settings.context_tokens,
         )
 

@@ -117,6 +117,7 @@ def quieten(debug: bool) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         warnings.simplefilter("ignore")
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it reports tasks that Ctrl-C has cut off
     level = logging.INFO if debug else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("hybridqa").setLevel(level)

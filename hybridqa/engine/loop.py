@@ -41,11 +41,19 @@ class EngineLoop:
             raise
 
     def close(self) -> None:
-        """Stops the loop and its thread."""
+        """Cancels what still runs, then stops the loop and its thread."""
         if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(timeout=30)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=30)
             self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def next_piece(pieces: AsyncIterator[T]) -> T | None:
