@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from hybridqa import HybridQA, Mode
 from hybridqa.engine.environment import prepare_environment
+from hybridqa.provenance import commit, hardware
+from hybridqa.training.gate import paired_interval
 from hybridqa.types import Answer
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +61,12 @@ def token_f1(answer: Answer, golds: list[str]) -> float:
         if common:
             best = max(best, 2 * common / (len(said) + len(gold)))
     return best
+
+
+def share(values: list[float]) -> dict[str, float]:
+    """The mean with its 95% interval, by bootstrap over questions."""
+    low, high = paired_interval(values)
+    return {"mean": sum(values) / len(values), "low": low, "high": high}
 
 
 def show(question: str, answer: Answer) -> None:
@@ -119,7 +128,8 @@ def main() -> None:
         clock = lap("distil modules", clock)
 
         console.rule("4 · the same questions, four ways")
-        table = Table("mode", "gold answer in text", "token F1", "prompt tokens each", "seconds")
+        table = Table("mode", "gold answer in text (95%)", "token F1 (95%)", "prompt tokens", "seconds")
+        scores: dict[str, Any] = {}
         with progress() as bars:
             for mode in MODES:
                 task = bars.add_task(mode.value, total=len(questions))
@@ -130,17 +140,39 @@ def main() -> None:
                     on_answer=lambda *_, task=task: bars.advance(task),
                 )
                 scored = list(zip(answers, questions, strict=True))
+                held = [float(holds(answer, item["answers"])) for answer, item in scored]
+                overlap = [token_f1(answer, item["answers"]) for answer, item in scored]
+                row = {
+                    "contains": share(held),
+                    "token_f1": share(overlap),
+                    "prompt_tokens": sum(answer.usage.prompt_tokens for answer in answers) / len(answers),
+                    "seconds": time.perf_counter() - began,
+                }
+                scores[mode.value] = row
                 table.add_row(
                     mode.value,
-                    f"{sum(holds(answer, item['answers']) for answer, item in scored)} of {len(questions)}",
-                    f"{sum(token_f1(answer, item['answers']) for answer, item in scored) / len(questions):.2f}",
-                    f"{sum(answer.usage.prompt_tokens for answer in answers) / len(answers):.0f}",
-                    f"{time.perf_counter() - began:.0f}",
+                    f"{sum(held):.0f} of {len(held)}  ({row['contains']['low']:.2f}-{row['contains']['high']:.2f})",
+                    f"{row['token_f1']['mean']:.2f}  ({row['token_f1']['low']:.2f}-{row['token_f1']['high']:.2f})",
+                    f"{row['prompt_tokens']:.0f}",
+                    f"{row['seconds']:.0f}",
                 )
         console.print(table)
         for item in sample:
             show(item["question"], qa.ask(item["question"]))
         lap("answer four ways", clock)
+        record = {
+            "command": "make demo",
+            "commit": commit(),
+            "hardware": hardware(),
+            "model": {"name": qa.model.name, "hash": qa.model.hash},
+            "seeds": {"all": qa.settings.seed},
+            "settings": SMALL,
+            "questions": len(questions),
+            "scores": scores,
+            "modules": {outcome.doc_id: outcome.metrics for outcome in report.outcomes},
+            "timings": spent,
+        }
+        (STORE / "demo-result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     console.rule("where time went")
     for name, seconds in spent.items():
