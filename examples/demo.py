@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hybridqa import HybridQA, Mode
@@ -109,10 +109,12 @@ def main() -> None:
 
         console.rule("3 · a module for each document")
         with progress() as bars:
-            tasks: dict[str, int] = {}
+            tasks: dict[str, TaskID] = {}
 
             def on_event(event) -> None:  # type: ignore[no-untyped-def]
-                task = tasks.setdefault(event.doc_id, bars.add_task(event.doc_id, total=1))
+                if event.doc_id not in tasks:
+                    tasks[event.doc_id] = bars.add_task(event.doc_id, total=1)
+                task = tasks[event.doc_id]
                 bars.update(
                     task,
                     description=f"{event.doc_id[:28]:28} {event.stage:10}",

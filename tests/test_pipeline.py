@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import signal
 import sqlite3
@@ -298,12 +299,19 @@ print("refreshed", flush=True)
 """
 
 
-@pytest.mark.parametrize("stage", ["added", "synthesise", "train", "gate", "publish"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "train",
+        "publish",
+        pytest.param("added", marks=pytest.mark.slow),
+        pytest.param("synthesise", marks=pytest.mark.slow),
+        pytest.param("gate", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_at_any_stage_loses_nothing(
     open_store: Open, tiny_model: ModelFolder, tmp_path: Path, stage: str
 ) -> None:
-    import json
-
     options = {**settings_for(tiny_model), "train_steps": 40}
     command = [sys.executable, "-c", KILLED, str(tmp_path / "store"), "", json.dumps(options), KETTLE]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
