@@ -30,6 +30,7 @@ class Job:
     doc_id: str
     content_hash: str
     module_id: str
+    model_name: str  # as its user calls it
     model_path: str
     model_hash: str
     context_tokens: int

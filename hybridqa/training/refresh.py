@@ -181,6 +181,7 @@ class Refresher:
                 doc_id=document.doc_id,
                 content_hash=document.content_hash,
                 module_id=module_id_for(document.collection, document.doc_id),
+                model_name=self._model.name,
                 model_path=str(self._model.path),
                 model_hash=self._model.hash,
                 context_tokens=self._settings.context_tokens,

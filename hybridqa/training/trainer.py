@@ -224,12 +224,15 @@ class Trainer:
                 save_checkpoint(checkpoint, recipe, step + 1, len(plan), adapter, optimiser)
         return {"steps": len(plan), "seconds": time.perf_counter() - started, "loss": smoothed}
 
-    def save(self, folder: Path) -> None:
-        """Writes the adapter as a PEFT folder, weights in bfloat16; rounds the attached weights alike."""
+    def save(self, folder: Path, base_model: str | None = None) -> None:
+        """Writes the adapter as a PEFT folder for `base_model`, weights in bfloat16; rounds the attached ones alike."""
         with torch.no_grad():
             for weight in self.parameters().values():
                 weight.copy_(weight.to(torch.bfloat16).to(weight.dtype))
+        for config in self.model.peft_config.values():
+            config.base_model_name_or_path = base_model  # a name: a path would tell of this machine
         self.model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         path = folder / "adapter_model.safetensors"
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
         atomic_write_bytes(path, save(tensors, metadata={"format": "pt"}))

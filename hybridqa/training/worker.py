@@ -69,7 +69,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     fitted = time.perf_counter()
     adapter = folder / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
-    trainer.save(adapter)
+    trainer.save(adapter, job.model_name)
     say(job=folder.name, stage="gate", step=0, total=1)
     report = judge_module(trainer, prompts, lesson.held_out, job)
     metrics["gate"] = report.as_dict()
