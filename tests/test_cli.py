@@ -401,9 +401,10 @@ def test_a_real_process_prints_json_alone_and_is_stopped_quietly(filled: Path, e
         running.stdin.write("Who designed the Lumen kettle?\n")
         running.stdin.flush()
         assert json.loads(running.stdout.readline())["passages"][0]["doc_id"] == "kettle.txt"
-        time.sleep(0.2)  # it is back at its input
+        time.sleep(2)  # it is back at its input
         running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate(timeout=60)
+        running.wait(timeout=60)  # before its input ends, which would end it too
+        rest, errors = running.communicate()
     finally:
         running.kill()
     assert running.returncode == 130
