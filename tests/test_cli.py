@@ -82,9 +82,10 @@ def one_line_error(result: Result) -> str:
 
 
 def start(environment: dict[str, str], *words: str, **options: Any) -> subprocess.Popen[str]:
-    """A command in a process of its own."""
+    """A command in a process of its own, which takes Ctrl-C even where whoever runs the tests has switched it off."""
     return subprocess.Popen(
         [sys.executable, "-m", "hybridqa", *words],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -404,9 +405,9 @@ def test_a_real_process_prints_json_alone_and_is_stopped_quietly(filled: Path, e
         time.sleep(2)  # it is back at its input
         running.send_signal(signal.SIGINT)
         running.wait(timeout=60)  # before its input ends, which would end it too
-        rest, errors = running.communicate()
     finally:
         running.kill()
+        rest, errors = running.communicate()
     assert running.returncode == 130
     assert rest == ""
     assert "Traceback" not in errors
