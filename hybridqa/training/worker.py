@@ -113,7 +113,8 @@ def end_with_parent() -> None:
     """Ends this process when the one that holds the other end of stdin has gone, however it went."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: a thread inside its lock makes the interpreter abort as it ends
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
