@@ -175,7 +175,7 @@ class Trainer:
 
         `students[v]` are the examples under the v-th prompt wording; an example's `key` indexes `teachers`.
         With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
-        Raises `TrainingError` when the loss is no number.
+        Raises `TrainingError` when there is no example, or the loss is no number.
         """
         weights = Weights(recipe.kl, recipe.hidden, recipe.cross_entropy, recipe.trust)
         packs, plan = schedule(students, recipe)
@@ -239,13 +239,21 @@ class Trainer:
 
 
 def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[list[Pack], list[int]]:
-    """The packs of all examples, and which pack each step takes: every epoch all of them, in an order drawn anew."""
+    """The packs of all examples, and which pack each step takes: every epoch all of them, in an order drawn anew.
+
+    Raises `TrainingError` when there is no example.
+    """
     rng = random.Random(recipe.seed)
     packs: list[Pack] = []
     for wording in students:
         examples = list(wording)
         rng.shuffle(examples)
         packs.extend(pack(part) for part in group(examples, recipe.pack_tokens))
+    if not packs:
+        raise TrainingError(
+            "the document holds nothing to learn; expected at least one fact that can be asked for, or a summary. "
+            "It goes on answering from its passages."
+        )
     steps = recipe.steps or max(1, round(recipe.epochs * len(packs)))
     plan: list[int] = []
     while len(plan) < steps:

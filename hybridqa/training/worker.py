@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
-from hybridqa.errors import HybridQAError
 from hybridqa.files import atomic_write_text, fsync_dir
 from hybridqa.training.gate import judge
 from hybridqa.training.lesson import Job
@@ -138,7 +137,7 @@ def main(folders: Sequence[str]) -> int:
                     load_tokenizer(path), max_model_len=job.max_model_len, context_tokens=job.context_tokens
                 )
             work(folder, trainer, prompts)
-        except (HybridQAError, RuntimeError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  # one job's own failure: the next may succeed
             failed += 1
             say(job=folder.name, stage="failed", step=0, total=0, reason=f"{type(error).__name__}: {error}")
             if trainer is not None:

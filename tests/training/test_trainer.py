@@ -261,3 +261,9 @@ def test_every_epoch_takes_every_pack_once() -> None:
         assert sorted(plan[epoch * len(packs) : (epoch + 1) * len(packs)]) == list(range(len(packs)))
     assert sorted(key for row in packs for key in row.keys) == list(range(30))
     assert plan == schedule([items[:15], items[15:]], Recipe(epochs=3, pack_tokens=48))[1]
+
+
+def test_nothing_to_learn_is_an_error_that_says_so() -> None:
+    for recipe in (Recipe(steps=3), Recipe()):
+        with pytest.raises(TrainingError, match="nothing to learn"):
+            schedule([[], []], recipe)
