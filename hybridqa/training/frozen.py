@@ -47,22 +47,33 @@ class FrozenLayers:
         layers = decoder_layers(model, model.config.get_text_config().num_hidden_layers)
         self._lower = [layers[place] for place in range(count)]
         self._next = layers[count]
+        self._in_tuple = False  # whether a layer's result is a tuple that holds the hidden states; `capture` sees it
 
     def capture(self, run: Callable[[], Any]) -> Tensor:
-        """What the lower layers hand on while `run` calls the model: (T, D). The rest of the pass is left out."""
+        """What the lower layers hand on while `run` calls the model: (T, D). The rest of the pass is left out.
+
+        Comes before `replaced`: it learns how a layer hands on.
+        """
         kept: list[Tensor] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             kept.append(args[0] if args else kwargs["hidden_states"])
             raise _Captured
 
-        handle = self._next.register_forward_pre_hook(hook, with_kwargs=True)
+        def look(_: nn.Module, __: Any, result: Any) -> None:
+            self._in_tuple = isinstance(result, tuple)
+
+        handles = (
+            self._next.register_forward_pre_hook(hook, with_kwargs=True),
+            self._lower[-1].register_forward_hook(look),
+        )
         try:
             run()
         except _Captured:
             pass
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return kept[0][0].detach().clone()
 
     @contextmanager
@@ -76,7 +87,9 @@ class FrozenLayers:
 
         handle = self._next.register_forward_pre_hook(hook, with_kwargs=True)
         for layer in self._lower:
-            layer.forward = _hand_on  # on the instance: its attributes stay what the model expects
+            layer.forward = (
+                _hand_on_in_tuple if self._in_tuple else _hand_on
+            )  # on the instance: its attributes stay what the model expects
         try:
             yield
         finally:
@@ -87,6 +100,10 @@ class FrozenLayers:
 
 def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
+
+
+def _hand_on_in_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    return (hidden_states,)
 
 
 def same_result(model: Any, first: Tensor, second: Tensor) -> bool:

@@ -38,11 +38,9 @@ class Trainer:
     """Holds one base model and trains adapters on it, one at a time."""
 
     def __init__(self, model_path: Path, *, device: str | None = None) -> None:
-        from transformers import AutoModelForCausalLM
-
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.base: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="sdpa")
+        self.base: Any = _load(model_path, dtype)
         self.base.to(self.device).eval().requires_grad_(False)
         self.targets = linear_names(self.base)  # what an adapter sits on, such as "q_proj"
         self.model: Any = None  # the peft model while an adapter is attached
@@ -236,6 +234,15 @@ class Trainer:
         path = folder / "adapter_model.safetensors"
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
         atomic_write_bytes(path, save(tensors, metadata={"format": "pt"}))
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    except ValueError:  # a family that knows no other way than its own; any other fault shows again
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
 
 
 def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[list[Pack], list[int]]:
