@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hybridqa.errors import TrainingError
@@ -104,9 +103,3 @@ def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def _hand_on_in_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
     return (hidden_states,)
-
-
-def same_result(model: Any, first: Tensor, second: Tensor) -> bool:
-    """Whether two passes agree to the precision of the model's numbers."""
-    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    return bool(torch.allclose(first.float(), second.float(), atol=tolerance, rtol=tolerance))

@@ -1,12 +1,15 @@
 """Packs many prompt-target pairs that begin alike into one sequence, so that what they share is computed once.
 
 A pack is one row of tokens: the shared prefix, then each pair's own tokens. A pair sees the prefix and itself, never
-another pair, and its positions continue the prefix's: the result equals running each pair alone. Knows nothing about
-documents or objectives. Invariant: `predicts[i]` is the place whose logits predict `targets[i]`, one before the target.
+another pair, and its positions continue the prefix's: with attention alone, the result equals running each pair alone.
+A layer whose state runs along the row (convolution, state space) carries one pair into the next: `probe` shows it, and
+`Pack.alone` is for such models. Knows nothing about documents or objectives. Invariant: `predicts[i]` is the place
+whose logits predict `targets[i]`, one before the target.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +37,11 @@ class Pack:
     targets_N: Tensor
     lengths: tuple[int, ...]  # target tokens of each example, in order; sums to N
     keys: tuple[int, ...]  # each example's key, in order
+    examples: tuple[Example, ...]
+
+    def alone(self) -> list[Pack]:
+        """The same examples, each in a row of its own; together they have the same targets in the same order."""
+        return [self] if len(self.examples) == 1 else [pack([item]) for item in self.examples]
 
     def __len__(self) -> int:
         return int(self.token_ids_T.numel())
@@ -78,6 +86,7 @@ def pack(examples: Sequence[Example]) -> Pack:
         torch.tensor(targets),
         tuple(len(item.target) for item in examples),
         tuple(item.key for item in examples),
+        tuple(examples),
     )
 
 
@@ -106,3 +115,21 @@ def additive_mask(allowed_T_T: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as attention wants it: (1, 1, T, T), 0 where allowed, the dtype's lowest value elsewhere."""
     mask = torch.zeros(allowed_T_T.shape, dtype=dtype, device=allowed_T_T.device)
     return mask.masked_fill(~allowed_T_T, torch.finfo(dtype).min)[None, None]
+
+
+def probe(vocabulary: int) -> Pack:
+    """Two short random examples that share a prefix: the second shows what the first's tokens do to it."""
+    draw = random.Random(0).randrange
+    prefix = tuple(draw(vocabulary) for _ in range(6))
+    return pack(
+        [Example((*prefix, draw(vocabulary)), tuple(draw(vocabulary) for _ in range(4)), key) for key in range(2)]
+    )
+
+
+def same_result(first_N_V: Tensor, second_N_V: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two passes' logits agree as well as a model of this precision does with itself."""
+    first_N_V, second_N_V = (
+        logits.float() - logits.float().mean(-1, keepdim=True) for logits in (first_N_V, second_N_V)
+    )
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2  # of the whole: a number near 0 may be nothing but rounding
+    return float((first_N_V - second_N_V).norm()) <= tolerance * float(first_N_V.norm())

@@ -30,7 +30,7 @@ from hybridqa.training.objectives import (
     split,
     summarise_teacher,
 )
-from hybridqa.training.packing import Example, Pack, additive_mask, group, pack
+from hybridqa.training.packing import Example, Pack, additive_mask, group, pack, probe, same_result
 from hybridqa.training.recipe import Recipe
 
 
@@ -45,6 +45,7 @@ class Trainer:
         self.targets = linear_names(self.base)  # what an adapter sits on, such as "q_proj"
         self.model: Any = None  # the peft model while an adapter is attached
         self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
+        self._packs: bool | None = None  # whether a pack gives what its examples give alone; None: not yet seen
 
     # The adapter
 
@@ -100,31 +101,54 @@ class Trainer:
 
         With `lower_T_D`, what `lower` gave for the same pack, the layers below the adapter are not run again.
         """
+        rows = self._rows(row)
+        lowers = [None] * len(rows) if lower_T_D is None else torch.split(lower_T_D, [len(part) for part in rows])
+        passes = [self._forward(part, hidden, lower) for part, lower in zip(rows, lowers, strict=True)]
+        states_N_L_D = torch.cat([states for _, states in passes if states is not None]) if hidden else None
+        return torch.cat([logits for logits, _ in passes]), states_N_L_D, row.targets_N.to(self.device)
+
+    def _forward(self, row: Pack, hidden: bool, lower_T_D: Tensor | None) -> tuple[Tensor, Tensor | None]:
         predicts_N = row.predicts_N.to(self.device)
         with self._frozen.replaced(lower_T_D) if self._frozen and lower_T_D is not None else nullcontext():
             output = self._run(row, output_hidden_states=hidden, logits_to_keep=predicts_N)
-        states_N_L_D = None
-        if hidden:  # the first is the embedding output: no layer to match
-            first = 1 + (self._frozen.count if self._frozen else 0)
-            states_N_L_D = torch.stack([state[0, predicts_N] for state in output.hidden_states[first:]], dim=1)
-        return output.logits[0], states_N_L_D, row.targets_N.to(self.device)
+        if not hidden:
+            return output.logits[0], None
+        first = 1 + (self._frozen.count if self._frozen else 0)  # the first is the embedding output: no layer to match
+        return output.logits[0], torch.stack([state[0, predicts_N] for state in output.hidden_states[first:]], dim=1)
 
     def lower(self, row: Pack) -> Tensor | None:
-        """What the layers without an adapter make of a pack, (T, D); None when every layer has one."""
+        """What the layers without an adapter make of a pack, for `forward`; None when every layer has one."""
         if self._frozen is None:
             return None
         with torch.no_grad():
-            return self._frozen.capture(lambda: self._run(row, logits_to_keep=1))
+            return torch.cat([self._lower(self._frozen, part) for part in self._rows(row)])
+
+    def _lower(self, frozen: FrozenLayers, row: Pack) -> Tensor:
+        return frozen.capture(lambda: self._run(row, logits_to_keep=1))
+
+    def _rows(self, row: Pack) -> list[Pack]:
+        """The pack itself, or each of its examples alone where this model cannot keep them apart."""
+        if self._packs is None:
+            self._packs = self._can_pack()
+        return [row] if self._packs else row.alone()
+
+    def _can_pack(self) -> bool:
+        """Whether two examples packed give what they give alone: no list of families could be kept complete."""
+        row = probe(self.base.config.get_text_config().vocab_size)
+        with torch.no_grad(), self.base_alone():
+            alone_N_V = torch.cat([self._forward(part, False, None)[0] for part in row.alone()])
+            try:
+                packed_N_V, _ = self._forward(row, False, None)
+            except (RuntimeError, ValueError, TypeError, IndexError):  # a family that takes no mask of pairs
+                return False
+        return same_result(alone_N_V, packed_N_V, self.base.dtype)
 
     def _run(self, row: Pack, **options: Any) -> Any:
         model = self.model if self.model is not None else self.base
-        return model(
-            input_ids=row.token_ids_T[None].to(self.device),
-            position_ids=row.positions_T[None].to(self.device),
-            attention_mask=additive_mask(row.allowed_T_T.to(self.device), self.base.dtype),
-            use_cache=False,
-            **options,
-        )
+        if len(row.examples) > 1:  # one alone needs neither, and some families take neither
+            options["position_ids"] = row.positions_T[None].to(self.device)
+            options["attention_mask"] = additive_mask(row.allowed_T_T.to(self.device), self.base.dtype)
+        return model(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
 
     def teach(
         self, examples: Sequence[Example], recipe: Recipe, *, hidden: bool = True, tokens: int = 1024

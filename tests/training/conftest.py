@@ -48,7 +48,7 @@ def _save(folder: Path, family: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2", "gpt2", "gptj"])
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gpt2", "gptj", "granitemoehybrid"])
 def tiny_decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random decoder of four layers."""
     return _save(tmp_path_factory.mktemp(request.param), request.param)

@@ -267,3 +267,21 @@ def test_nothing_to_learn_is_an_error_that_says_so() -> None:
     for recipe in (Recipe(steps=3), Recipe()):
         with pytest.raises(TrainingError, match="nothing to learn"):
             schedule([[], []], recipe)
+
+
+def test_only_models_of_attention_alone_are_packed(tiny_decoder: Path) -> None:
+    trainer = Trainer(tiny_decoder, device="cpu")
+    rows: list[int] = []
+    handle = trainer.base.register_forward_pre_hook(
+        lambda _, __, options: rows.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    row = pack(examples(6))
+    trainer.attach(Recipe(first_layer=0.5))
+    lower_T_D = trainer.lower(row)
+    rows.clear()
+    with torch.no_grad():
+        logits_N_V, _, _ = trainer.forward(row, hidden=False, lower_T_D=lower_T_D)
+        whole_N_V, _, _ = trainer.forward(row, hidden=False)
+    handle.remove()
+    assert torch.equal(logits_N_V, whole_N_V)
+    assert len(rows) == (12 if "granitemoehybrid" in str(tiny_decoder) else 2)
