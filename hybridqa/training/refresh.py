@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -24,13 +20,14 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
-from hybridqa.errors import HybridQAError, StoreError, TrainingError
+from hybridqa.errors import HybridQAError, StoreError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
+from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Synthesiser
 from hybridqa.types import Module, ModuleStatus
@@ -203,46 +200,8 @@ class Refresher:
                 open_jobs.append(name)
         if not open_jobs:
             return
-        command = [
-            sys.executable,
-            "-m",
-            "hybridqa.training.worker",
-            *(str(self._work_dir / name) for name in open_jobs),
-        ]
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        # What suits an engine that shares its cores costs a trainer a third of its speed (measured on two cores).
-        environment.pop("OMP_WAIT_POLICY", None)
-        ended: set[str] = set()
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
-            )
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    try:
-                        event = json.loads(line)
-                    except ValueError:  # a library that prints
-                        continue
-                    if event["stage"] in ("done", "failed"):
-                        ended.add(event["job"])
-                    yield event["job"], event
-                code = process.wait()
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    if pipe is not None:
-                        pipe.close()
-            if len(ended) < len(open_jobs):
-                errors.seek(0)
-                lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-                raise TrainingError(
-                    f"the trainer's process ended with {code} after {len(ended)} of {len(open_jobs)} documents: "
-                    f"{lines[-1] if lines else 'it said nothing'}. Run `hybridqa refresh` again: it goes on from the "
-                    "last checkpoint."
-                )
+        for event in train([self._work_dir / name for name in open_jobs]):
+            yield event["job"], event
 
     def _finish(
         self, name: str, document: DocumentSummary, event: dict[str, Any], tell: Callable[[RefreshEvent], None]

@@ -1,0 +1,59 @@
+"""The trainer's process as its parent sees it: what it imports, and how its end is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hybridqa
+from hybridqa.errors import TrainingError
+from hybridqa.training.process import train
+
+PACKAGE = Path(hybridqa.__file__).parent
+
+
+def test_the_working_folder_is_not_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "torch", "hybridqa"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working folder')")
+    monkeypatch.chdir(tmp_path)
+    (event,) = train([tmp_path / "job"])  # there is none: the job fails, the process does its work
+    assert event["stage"] == "failed" and event["reason"].startswith("FileNotFoundError")
+
+
+def test_it_imports_the_package_of_its_parent(tmp_path: Path) -> None:
+    """Importable from the working folder only, and marked, so that an installed one cannot stand in for it."""
+    shutil.copytree(PACKAGE, tmp_path / "hybridqa", ignore=shutil.ignore_patterns("__pycache__"))
+    worker = tmp_path / "hybridqa" / "training" / "worker.py"
+    mark = 'def main(folders):\n    print(json.dumps({"job": folders[0], "stage": "done", "from": __file__}))\n'
+    begin, end = worker.read_text().split("def main(", 1)[0], 'if __name__ == "__main__":\n    main(sys.argv[1:])\n'
+    worker.write_text(f"{begin}{mark}\n{end}")
+    code = (
+        "import json, pathlib; from hybridqa.training.process import train; "
+        "print(json.dumps(list(train([pathlib.Path('j')]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (event,) = json.loads(done.stdout)
+    assert event["from"] == str(worker)
+
+
+def test_a_process_that_cannot_work_is_an_error_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os, sys; sys.stderr.write('no luck\\n'); os._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(TrainingError, match=r"ended with 3 after 0 of 1 documents: no luck\. Run `hybridqa refresh`"):
+        list(train([tmp_path / "job"]))
