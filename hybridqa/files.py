@@ -89,7 +89,7 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            _fsync_tree(temporary)
+            fsync_tree(temporary)
             try:
                 temporary.rename(final)
             except OSError as error:
@@ -114,7 +114,8 @@ def _temporary_beside(path: Path) -> Path:
     return path.parent / f".{stem}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}"
 
 
-def _fsync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
+    """Makes every file below `folder`, and the entries of its folders, durable."""
     for directory, _, names in os.walk(folder):
         for name in names:
             path = Path(directory, name)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
-from hybridqa.files import atomic_write_text, fsync_dir
+from hybridqa.files import atomic_write_text, fsync_tree
 from hybridqa.training.gate import judge
 from hybridqa.training.lesson import Job
 from hybridqa.training.packing import Example
@@ -88,7 +88,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
         "alpha": recipe.alpha,
         "targets": trainer.targets,
     }
-    fsync_dir(adapter)
+    fsync_tree(adapter)
     atomic_write_text(folder / "result.json", json.dumps(result))
     trainer.detach()
     say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
