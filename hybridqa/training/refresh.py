@@ -11,7 +11,8 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -20,7 +21,7 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
-from hybridqa.errors import HybridQAError, StoreError
+from hybridqa.errors import HybridQAError, StorageFullError, StoreError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
@@ -123,7 +124,7 @@ class Refresher:
             self._write_jobs(todo, recipe, tell)
             for name, event in self._train(todo):
                 document = todo[name]
-                if event["stage"] in ("done", "failed"):
+                if event["stage"] in ("done", "failed", "empty"):
                     outcomes.append(self._finish(name, document, event, tell))
                 else:
                     loss = f"loss {event['loss']:.3f}" if "loss" in event else ""
@@ -163,7 +164,7 @@ class Refresher:
         self, todo: dict[str, DocumentSummary], recipe: dict[str, Any], tell: Callable[[RefreshEvent], None]
     ) -> None:
         """Has the engine write the synthetic data of every job that has none yet."""
-        new = {name: document for name, document in todo.items() if not (self._work_dir / name / "job.json").is_file()}
+        new = {name: document for name, document in todo.items() if not self._take_up(name)}
         if not new:
             return
         texts: list[tuple[str, list[str]]] = []
@@ -178,29 +179,50 @@ class Refresher:
                 doc_id=document.doc_id,
                 content_hash=document.content_hash,
                 module_id=module_id_for(document.collection, document.doc_id),
-                model_name=self._model.name,
-                model_path=str(self._model.path),
                 model_hash=self._model.hash,
-                context_tokens=self._settings.context_tokens,
-                max_model_len=context_length(self._model.path, self._settings.max_model_len),
                 recipe=recipe,
                 curriculum=curriculum,
+                **self._circumstances(),
             ).save(self._work_dir / name)
+
+    def _take_up(self, name: str) -> bool:
+        """Whether there is such a job, which then hears of what is not in its name and may have changed since."""
+        folder = self._work_dir / name
+        if (folder / "result.json").is_file():
+            return True
+        try:
+            job = Job.load(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of who knows what data
+            return False
+        now = replace(job, **self._circumstances())
+        if now != job:
+            now.save(folder)
+        return True
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What a job says that does not decide its result: where the model is now, and how long a prompt may be."""
+        return {
+            "model_name": self._model.name,
+            "model_path": str(self._model.path),
+            "context_tokens": self._settings.context_tokens,
+            "max_model_len": context_length(self._model.path, self._settings.max_model_len),
+        }
 
     def _complete(self, prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
         return self._generate([self._prompts.encode_plain(prompt) for prompt in prompts], max_tokens, stop)
 
     def _train(self, todo: dict[str, DocumentSummary]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Events of the trainer's process; jobs that an earlier one finished come first."""
+        """Events of the trainer's process; jobs that need none, finished by an earlier one or empty, come first."""
         open_jobs = []
-        for name in todo:
-            if (self._work_dir / name / "result.json").is_file():
-                yield name, {"stage": "done"}
+        for folder in (self._work_dir / name for name in todo):
+            if (folder / "result.json").is_file():
+                yield folder.name, {"stage": "done"}
+            elif not Job.load(folder).curriculum.pairs:  # the folder stays: the next refresh knows at once
+                yield folder.name, {"stage": "empty"}
             else:
-                open_jobs.append(name)
-        if not open_jobs:
-            return
-        for event in train([self._work_dir / name for name in open_jobs]):
+                open_jobs.append(folder)
+        for event in train(open_jobs) if open_jobs else ():
             yield event["job"], event
 
     def _finish(
@@ -210,12 +232,31 @@ class Refresher:
         collection, doc_id = document.collection, document.doc_id
         folder = self._work_dir / name
         if event["stage"] == "failed":
-            tell(RefreshEvent(collection, doc_id, "failed", message=event["reason"]))
-            return RefreshOutcome(collection, doc_id, None, "failed", event["reason"])
+            return self._failed(document, event["reason"], tell)
+        if event["stage"] == "empty":
+            reason = "the document holds nothing to learn: no fact to ask for and no summary that the critic let pass"
+            tell(RefreshEvent(collection, doc_id, "skip", message=reason))
+            return RefreshOutcome(collection, doc_id, None, "rejected", reason)
         now = self._catalog.find_document(collection, doc_id)
         if now is None or now.content_hash != document.content_hash:
             shutil.rmtree(folder, ignore_errors=True)
             return RefreshOutcome(collection, doc_id, None, "changed", "the document changed meanwhile; refresh again")
+        try:
+            return self._publish(folder, document, tell)
+        except StorageFullError:
+            raise
+        except (HybridQAError, ValueError, KeyError) as error:
+            if not isinstance(error, StoreError):  # a store that refuses now may take the same result later
+                shutil.rmtree(folder, ignore_errors=True)
+            return self._failed(document, f"its trained module cannot be published: {error}", tell)
+
+    def _failed(self, document: DocumentSummary, reason: str, tell: Callable[[RefreshEvent], None]) -> RefreshOutcome:
+        tell(RefreshEvent(document.collection, document.doc_id, "failed", message=reason))
+        return RefreshOutcome(document.collection, document.doc_id, None, "failed", reason)
+
+    def _publish(self, folder: Path, document: DocumentSummary, tell: Callable[[RefreshEvent], None]) -> RefreshOutcome:
+        """Makes the result in `folder` the next version of the document's module."""
+        collection, doc_id = document.collection, document.doc_id
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         metrics = {**result["metrics"], "recipe": result["recipe"], "reason": result["reason"]}
         manifest = Manifest(

@@ -1,0 +1,114 @@
+"""The refresher: what it makes of jobs that an earlier one left, and of a document that holds nothing to learn."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.catalog import Catalog, PassageDraft
+from hybridqa.config import Settings
+from hybridqa.models import ModelFolder, load_tokenizer
+from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.training.lesson import Job, job_name
+from hybridqa.training.refresh import Refresher
+from hybridqa.types import Document
+
+KETTLE = (
+    "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
+    "The Lumen kettle is made in the town of Oskvar. The Lumen kettle costs 89 euros."
+)
+
+
+class Store:
+    """A store with one-passage documents, its refresher, and how often that asked its engine."""
+
+    def __init__(self, folder: Path, model: ModelFolder, documents: dict[str, str]) -> None:
+        self.settings = Settings(store=folder, train_steps=1, module_rank=8, max_model_len=512, context_tokens=300)
+        self.model = model
+        self.asked = 0
+        self.catalog = Catalog.open(self.settings.catalog_path, create=True, module_dir=self.settings.module_dir)
+        for doc_id, text in documents.items():
+            document = Document(doc_id, "default", "", text, f"hash of {doc_id}")
+            draft = PassageDraft(0, 0, len(text), text, "")
+            self.catalog.put_document(document, [draft], np.ones((1, 4), dtype=np.float32), "embedder")
+        registry = ModuleRegistry(self.catalog, self.settings.module_dir, model.hash)
+        prompts = PromptBuilder(load_tokenizer(model.path), max_model_len=512, context_tokens=300)
+        self.refresher = Refresher(self.catalog, registry, model, prompts, self.settings, self.generate)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
+        self.asked += 1
+        return [""] * len(prompts)
+
+    def job_folder(self, doc_id: str) -> Path:
+        recipe = asdict(self.refresher.recipe())
+        name = job_name(module_id_for("default", doc_id), f"hash of {doc_id}", self.model.hash, recipe)
+        return self.settings.module_dir / "work" / name
+
+
+MakeStore = Callable[[dict[str, str]], Store]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, tiny_model: ModelFolder) -> Iterator[MakeStore]:
+    made: list[Store] = []
+
+    def make(documents: dict[str, str]) -> Store:
+        made.append(Store(tmp_path / "store", tiny_model, documents))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.catalog.close()
+
+
+def test_a_document_with_nothing_to_learn_is_rejected_without_a_trainer(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"empty": "hello"})
+    monkeypatch.setattr(sys, "executable", "/no/such/python")  # a trainer's process could not start
+    for _ in range(2):
+        (outcome,) = store.refresher.run().outcomes
+        assert outcome.state == "rejected" and "nothing to learn" in outcome.reason
+    asked = store.asked
+    store.refresher.run()
+    assert store.asked == asked  # nor is the engine asked again
+
+
+def test_a_damaged_result_costs_its_own_document_only(
+    make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
+) -> None:
+    store = make_store({"damaged": KETTLE, "whole": KETTLE})
+    recipe = asdict(store.refresher.recipe())
+    for doc_id in ("damaged", "whole"):
+        folder = store.job_folder(doc_id)
+        folder.mkdir(parents=True)
+        make_adapter(folder / "adapter", tiny_model, rank=8)
+        result = {"passed": True, "reason": "good", "metrics": {"seconds": {"total": 1.0}}, "recipe": recipe}
+        (folder / "result.json").write_text(json.dumps({**result, "rank": 8, "alpha": 16, "targets": ["q_proj"]}))
+    (store.job_folder("damaged") / "adapter" / "adapter_config.json").write_bytes(b"")  # after a power cut
+    damaged, whole = store.refresher.run().outcomes
+    assert (damaged.doc_id, damaged.state) == ("damaged", "failed")
+    assert "cannot be published" in damaged.reason and "adapter_config.json" in damaged.reason
+    assert (whole.doc_id, whole.state) == ("whole", "published")
+    assert not store.job_folder("damaged").exists()  # the next refresh trains it anew
+
+
+def test_a_job_taken_up_again_hears_where_the_model_is_now(make_store: MakeStore) -> None:
+    store = make_store({"empty": "hello"})  # nothing to learn: no trainer, and the job stays
+    store.refresher.run()
+    folder = store.job_folder("empty")
+    job = Job.load(folder)
+    assert job.model_path == str(store.model.path)
+    replace(job, model_name="old", model_path="/moved/away", context_tokens=1, max_model_len=2).save(folder)
+    store.refresher.run()
+    assert Job.load(folder) == job
+    (folder / "job.json").write_text("{}")
+    store.refresher.run()
+    assert Job.load(folder) == job  # a damaged one is written anew
