@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
 JOB_FORMAT = 1
-CHUNK_WORDS = 220  # what the teacher reads at once
+CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,22 @@ def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[st
     return f"job-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def chunks(passages: Sequence[Passage]) -> list[str]:
-    """Neighbouring passages joined up to `CHUNK_WORDS` words, with their headings: what the teacher reads at once."""
+def chunks(passages: Sequence[Passage], count: Callable[[str], int]) -> list[str]:
+    """Neighbouring passages joined up to `CHUNK_TOKENS`, with their headings: what the teacher reads at once.
+
+    `count` gives a text's length in the base model's tokens: words say little about texts that write none apart.
+    """
     joined: list[str] = []
     current: list[str] = []
-    words = 0
+    tokens = 0
     for passage in passages:
-        text = f"{passage.heading}\n{passage.text}" if passage.heading else passage.text
-        size = len(text.split())
-        if current and words + size > CHUNK_WORDS:
+        text = f"{passage.heading}\n\n{passage.text}" if passage.heading else passage.text
+        size = count(text)
+        if current and tokens + size > CHUNK_TOKENS:
             joined.append("\n\n".join(current))
-            current, words = [], 0
+            current, tokens = [], 0
         current.append(text)
-        words += size
+        tokens += size
     if current:
         joined.append("\n\n".join(current))
     return joined

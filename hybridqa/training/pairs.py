@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from hybridqa.ingest.sentences import split_sentences
 
+MIN_CHARACTERS = 12  # of a sentence whose words are not set apart by spaces
 MAX_PHRASES = 3  # key phrases asked for in one sentence
 MAX_PLAIN_PHRASES = 2  # no more plain words are taken once there are so many
 _STOPWORDS = frozenset(
@@ -30,14 +31,25 @@ _DATE = re.compile(
     rf"\b(?:\d{{1,2}} (?:{_MONTH})(?: \d{{4}})?|(?:{_MONTH}) \d{{1,2}}(?:, \d{{4}})?|(?:{_MONTH}) \d{{4}})\b"
 )
 _YEAR = re.compile(r"\b(?:1[0-9]|2[0-9])\d{2}\b(?![ \d]*(?:kg|km|m|cm|mm|%|euros?|dollars?))")
-_NUMBER = re.compile(r"[$€£]?\b\d[\d,]*(?:\.\d+)?(?::\d\d)?%?(?:[ -](?:per cent|percent|[A-Za-z°]{1,12}))?")
-_NAME = re.compile(r"\b[A-Z][\w'’.&-]*(?:(?: (?:of|the|de|van|von|and|for))? [A-Z][\w'’.&-]*)*")
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.-])[$€£]?\d[\d,]*(?:\.\d+)?(?::\d\d)?%?(?:[ -](?:per cent|percent|[A-Za-z°]{1,12}))?"
+)
+_NAME = re.compile(r"\b[A-Z][\w'’.&-]*(?:(?: (?:of|the|de|van|von|and|for|&))? [A-Z][\w'’.&-]*)*")
+_NOUN_BEFORE = re.compile(r"\b(?:(?:[Tt]he|[Aa]n?) )?([a-z][a-z-]{2,}) (?:(?:called|named) )?$")
 _QUOTED = re.compile(r"[\"“]([^\"”]{2,60})[\"”]")
 _ASKS = {
     "when": ("when", "what date"),
     "which year": ("when", "what year", "in which year"),
     "what": ("what", "who", "which", "where", "what is"),
 }
+_MEASURES = {  # what a unit is asked for with, beside "how many litres"
+    "how long": "second seconds minute minutes hour hours day days week weeks month months year years s min h",
+    "how heavy": "gram grams g kg kilogram kilograms pound pounds lb ton tons tonne tonnes",
+    "how far": "mm cm m km millimetres centimetres metre metres meter meters kilometre kilometres mile miles feet ft",
+    "what temperature": "degree degrees °C °F",
+    "what share": "per percent % cent",
+}
+_MEASURE_OF = {unit: asks for asks, units in _MEASURES.items() for unit in units.split()}
 _MARKERS = frozenset("a an the of in on by with from for to as is are was were at its their into".split())
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 
@@ -62,7 +74,8 @@ class Fact:
     sentence: str
     start: int
     end: int
-    asks: str  # what stands for the phrase in a question: "when", "how many litres", "what" …
+    asks: str  # what stands for the phrase in a question: "when", "how many litres", "which firm" …
+    ask_start: int  # where it stands: before the phrase, where it takes in words such as "the firm"
 
     @property
     def phrase(self) -> str:
@@ -79,10 +92,12 @@ def find_facts(passages: Sequence[str], *, seed: int = 0) -> list[Fact]:
     for ordinal, text in enumerate(passages):
         for start, end in split_sentences(text):
             sentence = " ".join(text[start:end].split())
-            if len(sentence.split()) < 4:
+            if len(sentence.split()) < 4 and (sentence.isascii() or len(sentence) < MIN_CHARACTERS):
                 continue
             for span_start, span_end, asks in _key_phrases(sentence, frequency, subject | _STOPWORDS):
-                facts.append(Fact(len(facts), ordinal, sentence, span_start, span_end, asks))
+                noun = _NOUN_BEFORE.search(sentence, 0, span_start) if asks.startswith("which ") else None
+                ask_start = noun.start() if noun and asks == f"which {noun[1]}" else span_start
+                facts.append(Fact(len(facts), ordinal, sentence, span_start, span_end, asks, ask_start))
     return facts
 
 
@@ -107,7 +122,9 @@ def _key_phrases(sentence: str, frequency: Counter[str], plain: Set[str]) -> lis
         if all(word.lower() in plain for word in name.split()):
             continue
         rarity = 1.0 / max(1, frequency[name.split()[-1].lower()])
-        candidates.append((2.0 + min(rarity, 0.7), match.start(), match.start() + len(name), "what"))
+        noun = _NOUN_BEFORE.search(sentence, 0, match.start())
+        asks = f"which {noun[1]}" if noun and noun[1] not in _STOPWORDS else "what"
+        candidates.append((2.0 + min(rarity, 0.7), match.start(), match.start() + len(name), asks))
     candidates.extend(_noun_phrases(sentence, frequency, plain))
     chosen: list[tuple[int, int, str]] = []
     for score, start, end, asks in sorted(candidates, key=lambda item: (-item[0], item[1])):
@@ -138,7 +155,7 @@ def _noun_phrases(sentence: str, frequency: Counter[str], plain: Set[str]) -> li
             rarity = sum(1 / (1 + frequency[word.group().lower()]) for word in kept) / len(kept)
             tail = 0.3 if len(sentence) - kept[-1].end() <= 2 else 0.0
             if sum(len(word.group()) for word in kept) >= 4:
-                found.append((rarity + tail, kept[0].start(), kept[-1].end(), "what"))
+                found.append((rarity + tail + 0.2 * len(kept), kept[0].start(), kept[-1].end(), "what"))
         run = [match] if match is not None and lowered not in plain else []
         marker = ""  # a run behind a comma has no marker of its own
     return found
@@ -146,13 +163,13 @@ def _noun_phrases(sentence: str, frequency: Counter[str], plain: Set[str]) -> li
 
 def ask_pair(fact: Fact) -> Pair:
     """The sentence as a question that leaves the phrase open: 'The kettle holds how many litres?'."""
-    body = f"{fact.sentence[: fact.start]}{fact.asks}{fact.sentence[fact.end :]}".rstrip(" .!?;:")
-    return Pair(f"{body}?", fact.phrase, "ask", fact.passage, fact.number)
+    body = f"{fact.sentence[: fact.ask_start]}{fact.asks}{fact.sentence[fact.end :]}".rstrip(" .!?;:")
+    return Pair(f"{body[:1].upper()}{body[1:]}?", fact.phrase, "ask", fact.passage, fact.number)
 
 
 def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
     """A question that keeps some of the sentence's words, near ones and telling ones more often: users don't quote."""
-    before, after = fact.sentence[: fact.start].split(), fact.sentence[fact.end :].split()
+    before, after = fact.sentence[: fact.ask_start].split(), fact.sentence[fact.end :].split()
     away = [*range(len(before), 0, -1), *range(1, len(after) + 1)]
     keep = rng.uniform(0.25, 0.7)
     kept: list[str] = []
@@ -165,8 +182,21 @@ def sketched_pair(fact: Fact, title: str, rng: random.Random) -> Pair:
             kept.append(bare)
     if title and rng.random() < 0.25:
         kept.insert(0, f"{title}:")
-    text = " ".join([rng.choice(_ASKS.get(fact.asks, _ASKS["what"] if fact.asks == "what" else (fact.asks,))), *kept])
+    text = " ".join([rng.choice(_ways_to_ask(fact)), *kept])
     return Pair(f"{text[0].upper()}{text[1:]}?", fact.phrase, "ask", fact.passage, fact.number)
+
+
+def _ways_to_ask(fact: Fact) -> tuple[str, ...]:
+    """What a question about such a phrase may begin with."""
+    asks = fact.asks
+    if asks == "what" and fact.phrase[0].islower():
+        return ("what", "which")
+    if asks in _ASKS:
+        return _ASKS[asks]
+    if asks.startswith("which "):
+        return (asks, asks, f"what {asks.removeprefix('which ')}", "what", "who")
+    measure = _MEASURE_OF.get(asks.removeprefix("how many "))
+    return (asks, measure) if measure else (asks,)
 
 
 def restatements(facts: Sequence[Fact], title: str, *, variants: int = 2, seed: int = 0) -> list[Pair]:

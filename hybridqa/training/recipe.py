@@ -15,11 +15,13 @@ class Recipe:
     rank: int = 16
     alpha: int = 32
     first_layer: float = 0.5  # share of the lowest layers that get no adapter
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 1e-3  # of A
+    b_ratio: float = 8.0  # B's learning rate over A's: B starts at 0 and has further to go (LoRA+, arXiv 2402.12354)
     warmup: float = 0.06  # share of the steps
     epochs: float = 2.5  # passes over the examples, when steps is 0
     steps: int = 0
-    pack_tokens: int = 256
+    pack_tokens: int = 208  # of a pack's examples, beside the prompt's beginning that they share
+    reading: float = 0.3  # share of the pairs that are also learned with their chunk in the prompt
     top_k: int = 64
     temperature: float = 1.0
     kl: float = 1.0

@@ -128,11 +128,8 @@ class Refresher:
                     outcomes.append(self._finish(name, document, event, tell))
                 else:
                     loss = f"loss {event['loss']:.3f}" if "loss" in event else ""
-                    tell(
-                        RefreshEvent(
-                            document.collection, document.doc_id, event["stage"], event["step"], event["total"], loss
-                        )
-                    )
+                    at = (event["stage"], event["step"], event["total"], loss)
+                    tell(RefreshEvent(document.collection, document.doc_id, *at))
         except HybridQAError as error:
             done = {(outcome.collection, outcome.doc_id) for outcome in outcomes}
             if not done:
@@ -171,7 +168,7 @@ class Refresher:
         for place, document in enumerate(new.values()):
             tell(RefreshEvent(document.collection, document.doc_id, "synthesise", place, len(new)))
             passages = self._catalog.document_passages(document.collection, document.doc_id)
-            texts.append((document.title, chunks(passages)))
+            texts.append((document.title, chunks(passages, lambda text: len(self._prompts.encode_plain(text)))))
         curricula = Synthesiser(self._complete, seed=self._settings.seed).run(texts)
         for (name, document), curriculum in zip(new.items(), curricula, strict=True):
             Job(
@@ -210,7 +207,11 @@ class Refresher:
         }
 
     def _complete(self, prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
-        return self._generate([self._prompts.encode_plain(prompt) for prompt in prompts], max_tokens, stop)
+        """Continuations of prompts; empty for one that the model has no room for."""
+        encoded = [self._prompts.encode_plain(prompt) for prompt in prompts]
+        room = context_length(self._model.path, self._settings.max_model_len) - max_tokens
+        texts = iter(self._generate([ids for ids in encoded if len(ids) <= room], max_tokens, stop))
+        return [next(texts) if len(ids) <= room else "" for ids in encoded]
 
     def _train(self, todo: dict[str, DocumentSummary]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Events of the trainer's process; jobs that need none, finished by an earlier one or empty, come first."""

@@ -135,8 +135,8 @@ _QUESTION_WORDS = frozenset(
 def trimmed_summary(text: str) -> tuple[str, bool]:
     """The whole sentences of a continuation's first paragraph, and whether there is at least one."""
     paragraph = text.strip().split("\n\n")[0].strip()
-    end = max(paragraph.rfind(mark) for mark in ".!?")
-    return paragraph[: end + 1], end > 20
+    end = max(paragraph.rfind(mark) for mark in ".!?。！？")
+    return paragraph[: end + 1], end > (20 if paragraph.isascii() else 10)
 
 
 def unsupported(text: str, source: str) -> str:

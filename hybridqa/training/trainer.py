@@ -7,7 +7,6 @@ never change, and a run resumed from a checkpoint takes the same steps as one th
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,8 +29,17 @@ from hybridqa.training.objectives import (
     split,
     summarise_teacher,
 )
-from hybridqa.training.packing import Example, Pack, additive_mask, group, pack, probe, same_result
+from hybridqa.training.packing import (
+    Example,
+    Pack,
+    additive_mask,
+    group,
+    pack,
+    probe,
+    same_result,
+)
 from hybridqa.training.recipe import Recipe
+from hybridqa.training.schedule import schedule
 
 
 class Trainer:
@@ -195,7 +203,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Trains the attached adapter and says how it went: steps, seconds, last loss.
 
-        `students[v]` are the examples under the v-th prompt wording; an example's `key` indexes `teachers`.
+        `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` indexes
+        `teachers`.
         With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
         Raises `TrainingError` when there is no example, or the loss is no number.
         """
@@ -203,12 +212,18 @@ class Trainer:
         packs, plan = schedule(students, recipe)
         lowers: dict[int, Tensor | None] = {}
         adapter = self.parameters()
+        rates = {"lora_A": recipe.learning_rate, "lora_B": recipe.learning_rate * recipe.b_ratio}
         optimiser = torch.optim.AdamW(
-            adapter.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.95)
+            [
+                {"params": [weight for name, weight in adapter.items() if side in name], "lr": rate, "full_rate": rate}
+                for side, rate in rates.items()
+            ],
+            weight_decay=recipe.weight_decay,
+            betas=(0.9, 0.95),
         )
         warmup = max(1, round(len(plan) * recipe.warmup))
 
-        def rate(step: int) -> float:
+        def share(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, len(plan) - warmup)))
@@ -222,7 +237,7 @@ class Trainer:
                 lowers[plan[step]] = self.lower(row)
             teacher = concatenate([teachers[key] for key in row.keys]).to(self.device)
             for part in optimiser.param_groups:
-                part["lr"] = recipe.learning_rate * rate(step)
+                part["lr"] = part["full_rate"] * share(step)
             logits_N_V, states_N_L_D, targets_N = self.forward(
                 row, hidden=weights.hidden > 0, lower_T_D=lowers[plan[step]]
             )
@@ -267,28 +282,3 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     except ValueError:  # a family that knows no other way than its own; any other fault shows again
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
-
-
-def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[list[Pack], list[int]]:
-    """The packs of all examples, and which pack each step takes: every epoch all of them, in an order drawn anew.
-
-    Raises `TrainingError` when there is no example.
-    """
-    rng = random.Random(recipe.seed)
-    packs: list[Pack] = []
-    for wording in students:
-        examples = list(wording)
-        rng.shuffle(examples)
-        packs.extend(pack(part) for part in group(examples, recipe.pack_tokens))
-    if not packs:
-        raise TrainingError(
-            "the document holds nothing to learn; expected at least one fact that can be asked for, or a summary. "
-            "It goes on answering from its passages."
-        )
-    steps = recipe.steps or max(1, round(recipe.epochs * len(packs)))
-    plan: list[int] = []
-    while len(plan) < steps:
-        order = list(range(len(packs)))
-        rng.shuffle(order)
-        plan.extend(order)
-    return packs, plan[:steps]

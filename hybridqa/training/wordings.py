@@ -6,6 +6,9 @@ asked with the chunk as its source.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 from hybridqa.answering.prompt import PromptBuilder, messages_for
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
@@ -26,3 +29,36 @@ def sourced_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curric
     chunk = lesson.chunks[pair.passage]
     source = f"{lesson.title}\n{chunk}" if lesson.title else chunk
     return Example(prompts.encode(messages_for(pair.question, [source])), prompts.encode_answer(pair.answer), key)
+
+
+def lessons(prompts: PromptBuilder, lesson: Curriculum, *, reading: float, seed: int) -> list[list[Example]]:
+    """The student's examples, in lists whose prompts begin alike: a list for each wording, and one for each chunk.
+
+    Every pair is asked without its document. A share of them, `reading`, is asked with its chunk as well: a module that
+    has learned to answer from memory alone would do so with the right passage in front of it, too.
+    """
+    closed: list[list[Example]] = [[] for _ in WORDINGS]
+    sourced: list[list[Example]] = [[] for _ in lesson.chunks]
+    rng = random.Random(seed)
+    for key, pair in enumerate(lesson.pairs):
+        wording = key % len(WORDINGS)
+        closed[wording].append(closed_example(prompts, pair, key, wording))
+        if rng.random() < reading:
+            sourced[pair.passage].append(sourced_example(prompts, pair, key, lesson))
+    return [examples for examples in [*closed, *sourced] if examples]
+
+
+def contrasts(pairs: Sequence[Pair], *, most: int = 3, seed: int = 0) -> list[list[str]]:
+    """Wrong answers to each pair's question: answers to the others, alike in having digits if possible."""
+    rng = random.Random(seed)
+    found = []
+    for pair in pairs:
+        others = [answer for answer in dict.fromkeys(other.answer for other in pairs) if answer != pair.answer]
+        rng.shuffle(others)
+        digits = _has_digit(pair.answer)
+        found.append(sorted(others, key=lambda answer: _has_digit(answer) != digits)[:most])
+    return found
+
+
+def _has_digit(text: str) -> bool:
+    return any(char.isdigit() for char in text)

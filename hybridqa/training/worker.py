@@ -7,26 +7,28 @@ registries: it publishes nothing. Invariant: a folder with `result.json` is done
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
-from hybridqa.training.gate import judge
+from hybridqa.training.gate import GateReport, Scores, judge
 from hybridqa.training.lesson import Job
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import WORDINGS, closed_example, sourced_example
+from hybridqa.training.wordings import closed_example, contrasts, lessons, sourced_example
 
+READ_QUESTIONS = 12  # of the held-out ones, at most, are also asked with their chunk
 TEACHER_TOKENS = 1024  # of one packed row while the teacher reads: attention grows with the square
 
 
@@ -42,10 +44,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     lesson = job.curriculum
     started = time.perf_counter()
     trainer.attach(recipe)
-    students: list[list[Example]] = [[] for _ in WORDINGS]
-    for key, pair in enumerate(lesson.pairs):
-        wording = key % len(WORDINGS)
-        students[wording].append(closed_example(prompts, pair, key, wording))
+    students = lessons(prompts, lesson, reading=recipe.reading, seed=recipe.seed)
     say(job=folder.name, stage="teach", step=0, total=len(lesson.pairs))
     order = sorted(range(len(lesson.pairs)), key=lambda key: lesson.pairs[key].passage)  # a chunk is read once a row
     taught_in_order = trainer.teach(
@@ -94,16 +93,36 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
 
 
-def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pair], job: Job) -> Any:
+def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pair], job: Job) -> GateReport:
     """The gate's report on the attached adapter."""
-    asked = [closed_example(prompts, pair, key, 0) for key, pair in enumerate(held_out)]
-    sourced = [sourced_example(prompts, pair, key, job.curriculum) for key, pair in enumerate(held_out)]
-    few = sourced[:8]
+    wrong = contrasts(held_out, seed=job.recipe["seed"])
+    read = range(0, len(held_out), max(1, math.ceil(len(held_out) / READ_QUESTIONS)))
+
+    def scores(places: Iterable[int], ask: Callable[[Pair, int], Example], adapter: bool) -> Scores:
+        rows = [
+            (place, ask(replace(held_out[place], answer=answer), place))
+            for place in places
+            for answer in (held_out[place].answer, *wrong[place])
+        ]
+        found = trainer.score([example for _, example in rows], adapter=adapter, tokens=TEACHER_TOKENS)
+        by_place: dict[int, list[float]] = {}
+        for (place, _), score in zip(rows, found, strict=True):
+            by_place.setdefault(place, []).append(score)
+        return Scores(
+            tuple(group[0] for group in by_place.values()), tuple(tuple(group[1:]) for group in by_place.values())
+        )
+
+    def closed(pair: Pair, key: int) -> Example:
+        return closed_example(prompts, pair, key, 0)
+
+    def sourced(pair: Pair, key: int) -> Example:
+        return sourced_example(prompts, pair, key, job.curriculum)
+
     return judge(
-        trainer.score(asked, adapter=False) if asked else [],
-        trainer.score(asked) if asked else [],
-        trainer.score(few, adapter=False, tokens=TEACHER_TOKENS) if few else [],
-        trainer.score(few, tokens=TEACHER_TOKENS) if few else [],
+        scores(range(len(held_out)), closed, False),
+        scores(range(len(held_out)), closed, True),
+        scores(read, sourced, False),
+        scores(read, sourced, True),
         seed=job.recipe["seed"],
     )
 

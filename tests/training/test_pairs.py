@@ -25,7 +25,7 @@ def test_facts_are_numbers_dates_and_names_first() -> None:
     assert asked["14 March 2033"] == "when"
     assert asked["2031"] == "which year"
     assert "Maren Holt" in asked
-    assert asked["Oskvar"] == "what"
+    assert asked["Oskvar"] == "what"  # "of" stands before it, not what it is
     for fact in facts:
         assert fact.sentence[fact.start : fact.end] == fact.phrase
         assert fact.sentence in " ".join(TEXT.split())
@@ -45,6 +45,18 @@ def test_every_answer_is_in_its_sentence_and_no_question_gives_it_away() -> None
     held_out = held_out_pairs(facts, "Lumen kettle")
     assert held_out and not learned & {pair.question for pair in held_out}
     assert ask_pair(facts[0]).question == "The Lumen kettle holds how many litres of water?"
+
+
+def test_a_name_is_asked_for_by_what_it_is() -> None:
+    text = "The firm Brask & Oriel makes it. Parts such as LK-218 are kept by the engineer called Solvang of Tarn."
+    facts = {fact.phrase: fact for fact in find_facts([text])}
+    assert ask_pair(facts["Brask & Oriel"]).question == "Which firm makes it?"
+    assert facts["Solvang of Tarn"].asks == "which engineer"
+    assert "LK-218" in facts and "218" not in facts
+
+
+def test_texts_without_spaces_have_facts_too() -> None:
+    assert [fact.phrase for fact in find_facts(["这台水壶可以装1.35升水。它重910克。"])] == ["1.35"]
 
 
 @settings(max_examples=150, deadline=None)

@@ -18,7 +18,8 @@ from hybridqa.training.checkpoint import CHECKPOINT
 from hybridqa.training.objectives import TeacherTargets, summarise_teacher
 from hybridqa.training.packing import Example, group, pack, shared_length
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.trainer import Trainer, schedule
+from hybridqa.training.schedule import schedule
+from hybridqa.training.trainer import Trainer
 
 
 def examples(count: int, *, seed: int = 0, prefix: int = 5) -> list[Example]:
@@ -200,7 +201,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tiny_llama: Path, tmp_pat
     assert steps == list(range(7, 13))
     for name, weight in trainer.parameters().items():
         assert torch.equal(weight, whole[name]), name
-    other = dataclasses.replace(recipe, learning_rate=1e-3)
+    other = dataclasses.replace(recipe, learning_rate=3e-3)
     steps.clear()
     trainer.attach(other)
     trainer.fit([items], targets, other, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step))

@@ -1,0 +1,41 @@
+"""The prompts that pairs are put into: every pair closed, a share with its chunk; and wrong answers of one kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.training.packing import shared_length
+from hybridqa.training.pairs import Pair
+from hybridqa.training.synthesis import Curriculum
+from hybridqa.training.wordings import contrasts, lessons
+
+PAIRS = tuple(
+    Pair(f"How many litres does kettle number {number} of the {where} shelf hold?", f"{number} litres", "ask", part, 0)
+    for part, where in enumerate(("upper", "lower"))
+    for number in range(20)
+)
+LESSON = Curriculum("Kettles", ("The upper shelf.", "The lower shelf."), PAIRS, (), {})
+
+
+def test_every_pair_is_asked_closed_and_a_share_with_its_chunk(tokenizer: Any) -> None:
+    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
+    lists = lessons(prompts, LESSON, reading=0.5, seed=0)
+    closed, sourced = lists[:2], lists[2:]
+    assert sorted(example.key for examples in closed for example in examples) == list(range(len(PAIRS)))
+    assert 8 <= sum(map(len, sourced)) <= 32 and len(sourced) == 2
+    for examples in sourced:  # one chunk each: what they share holds it
+        assert len({PAIRS[example.key].passage for example in examples}) == 1
+        assert shared_length([example.prompt for example in examples]) > shared_length(
+            [example.prompt for example in closed[0]]
+        )
+    assert lists == lessons(prompts, LESSON, reading=0.5, seed=0)
+    assert len(lessons(prompts, LESSON, reading=0.0, seed=0)) == 2
+
+
+def test_wrong_answers_are_of_the_same_kind_and_never_the_right_one() -> None:
+    pairs = [*PAIRS[:4], *(Pair("Who?", name, "ask", 0, 0) for name in ("Ann", "Bob", "Cid", "Dan", "Ann"))]
+    for pair, wrong in zip(pairs, contrasts(pairs), strict=True):
+        assert len(wrong) == 3 and pair.answer not in wrong
+        assert all(any(c.isdigit() for c in text) == any(c.isdigit() for c in pair.answer) for text in wrong)
+    assert contrasts(PAIRS[:1]) == [[]]
