@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Makes .venv beside this file and installs hybridqa in it, with what this machine can use.
 #
-#   ./install.sh [--dry-run] [EXTRA ...]     EXTRA: dev server langchain ray
+#   ./install.sh [--dry-run] [EXTRA ...]     EXTRA: dev, what the tests need
 #
 # An NVIDIA GPU is found by itself; HYBRIDQA_DEVICE=cpu or HYBRIDQA_DEVICE=gpu overrules. HYBRIDQA_PYTHON names the Python.
 # Packages come from where pip is configured to find them. A run that has nothing to do ends at once; a run that was
-# killed is repeated from the start by the next one. --dry-run prints what would be done and changes nothing.
+# killed is repeated from the start by the next one. A .venv that it did not make is installed into, and never deleted.
+# --dry-run prints what would be done and changes nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 VENV=.venv
 STAMP=$VENV/.hybridqa-installed # written last: hash of what was installed, for whom, extras
+MADE=$VENV/.hybridqa-made       # in a .venv that this script has made and may make anew
 BEGUN=$VENV/.hybridqa-begun     # there while an install is under way
 SUPPORTED='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))'
 
@@ -137,9 +139,9 @@ wanted=()
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
-    dev | server | langchain | ray) wanted+=("$argument") ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit ;;
-    *) die "'$argument' is no extra; expected some of: dev server langchain ray." ;;
+    dev | server | langchain | ray) wanted+=("$argument") ;; # nothing uses the last three yet
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
+    *) die "'$argument' is no extra; expected some of: dev." ;;
   esac
 done
 [[ $(uname -s) == Linux ]] || die "this is $(uname -s); expected Linux, which vLLM runs on."
@@ -153,7 +155,7 @@ stamp=("" "$made_for" "") # what is installed, for whom, which extras; a .venv o
 [[ ! -f $STAMP ]] || mapfile -t stamp <"$STAMP"
 extras=$(printf '%s\n' ${stamp[2]} "${wanted[@]}" | sed '/^$/d' | sort -u | paste -sd ' ' -)
 usable=true # else .venv is made anew: there is none, it was left half-made, or it belongs to another place, device or Python
-[[ $made_for != *" none" && ${stamp[1]} == "$made_for" && ! -e $BEGUN ]] || usable=false
+[[ $made_for != *" none" && ${stamp[1]} == "$made_for" && ! (-e $BEGUN && -e $MADE) ]] || usable=false
 if $usable && [[ ${stamp[0]} == "$key" && ${stamp[2]} == "$extras" ]]; then done_already=true; else done_already=false; fi
 
 if $dry_run; then
@@ -168,16 +170,22 @@ fi
 if $done_already; then exit; fi
 
 if ! $usable; then
+  [[ ! -e $VENV || -e $MADE ]] || die "$PWD/$VENV cannot be used: it has no Python 3.11 to 3.14, or was" \
+    "installed for another place, device or Python. This script did not make it; move it away, then run ./install.sh again."
   python=$(find_python)
   say "making $VENV with $("$python" --version)"
   rm -rf "$VENV"
   mkdir "$VENV"
-  touch "$BEGUN"
+  touch "$MADE" "$BEGUN"
   "$python" -m venv "$VENV"
 fi
 touch "$BEGUN"
 rm -f "$STAMP"
 say "installing hybridqa[$device${extras:+,${extras// /,}}]"
+if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # as uv makes environments
+  "$VENV/bin/python" -m ensurepip >/dev/null || die "$PWD/$VENV has no pip, and its Python cannot install it. Move it" \
+    "away, then run ./install.sh again."
+fi
 "$VENV/bin/python" -m uv --version >/dev/null 2>&1 || "$VENV/bin/python" -m pip install --quiet "uv>=0.8"
 settings=$(pip_settings "$VENV/bin/python")
 while IFS= read -r setting; do [[ -z $setting ]] || export "${setting?}"; done <<<"$settings"

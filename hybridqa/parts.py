@@ -7,17 +7,20 @@ once for a store, and none that needs a model before something asks for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from contextlib import ExitStack
 from functools import cached_property
 
 from hybridqa.answering.answerer import Answerer
 from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.answering.stacks_in_use import StacksInUse
 from hybridqa.catalog import Catalog
 from hybridqa.config import Settings
 from hybridqa.engine.loop import EngineLoop
 from hybridqa.engine.protocol import Engine
 from hybridqa.engine.vllm_args import context_length
-from hybridqa.errors import EngineClosedError
+from hybridqa.errors import EngineClosedError, StoreError
 from hybridqa.ingest.library import Library
 from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
 from hybridqa.modules.registry import ModuleRegistry
@@ -28,6 +31,8 @@ from hybridqa.retrieval.lexical import LexicalIndex
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 
+log = logging.getLogger(__name__)
+
 
 class Parts:
     """The parts of one open store."""
@@ -36,8 +41,8 @@ class Parts:
         self.settings = settings
         self.catalog = catalog
         self._loop = EngineLoop()
-        self._engine: Engine | None = None
-        self._engine_lock: asyncio.Lock | None = None
+        self._engine: Engine | None = None  # once it runs
+        self._starting: asyncio.Task[Engine] | None = None  # of it, ended or not; None when it has failed
         self._building = threading.RLock()
         self._closed = False
 
@@ -84,6 +89,11 @@ class Parts:
         return cache
 
     @cached_property
+    def stacks_in_use(self) -> StacksInUse:
+        """The stacks of running requests."""
+        return StacksInUse(self.stacks, lambda: self._engine)
+
+    @cached_property
     def prompts(self) -> PromptBuilder:
         """What puts questions and sources into the model's own chat template."""
         return PromptBuilder(
@@ -117,20 +127,41 @@ class Parts:
 
     def answerer_ready(self) -> Answerer:
         with self._building:  # cached_property takes no lock of its own
+            _ = self.stacks_in_use
             return self.answerer
 
     async def engine_ready(self) -> Engine:
-        """The engine, started once; runs on the engine's loop."""
+        """The engine, started once; runs on the engine's loop.
+
+        A question that is cancelled does not stop the start: its thread would go on, and the next one begin another.
+        """
         if self._closed:
             raise EngineClosedError("this HybridQA is closed; expected an open one: call HybridQA.open again.")
-        if self._engine_lock is None:
-            self._engine_lock = asyncio.Lock()
-        async with self._engine_lock:
-            if self._engine is None:
-                engine = await asyncio.to_thread(self._make_engine)
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start_engine())
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits
+        return await asyncio.shield(self._starting)
+
+    async def _start_engine(self) -> Engine:
+        try:
+            engine = await asyncio.to_thread(self._make_engine)
+            try:
                 await engine.start()
-                self._engine = engine
-        return self._engine
+            except BaseException:
+                await engine.close()
+                raise
+        except BaseException:
+            self._starting = None  # the next question tries again
+            raise
+        self._engine = engine
+        return engine
+
+    async def _stop_engine(self) -> None:
+        if self._starting is not None:
+            await asyncio.wait({self._starting})  # a model that is being loaded cannot be stopped
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.close()
 
     def _make_engine(self) -> Engine:
         settings = self.settings
@@ -161,12 +192,17 @@ class Parts:
         if self._closed:
             return
         self._closed = True
-        if self._engine is not None:
-            self._loop.run(self._engine.close())
-            self._engine = None
-        self._loop.close()
-        if "stacks" in self.__dict__:
-            self.stacks.close()
-        if "dense" in self.__dict__:
+        with ExitStack() as last_first:  # each is closed whatever becomes of the others
+            last_first.callback(self.catalog.close)
+            if "dense" in self.__dict__:
+                last_first.callback(self._save_index)
+            if "stacks" in self.__dict__:
+                last_first.callback(self.stacks.close)
+            last_first.callback(self._loop.close)
+            last_first.callback(lambda: self._loop.run(self._stop_engine()))
+
+    def _save_index(self) -> None:
+        try:
             self.dense.save()
-        self.catalog.close()
+        except (OSError, StoreError) as error:  # a full or read-only disk costs the next start time, nothing else
+            log.warning("the dense index could not be written: %s", error)

@@ -8,21 +8,22 @@ used costs a question its module, never its answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from hybridqa.answering.answerer import Answerer, AskOptions, Plan
+from hybridqa.answering.answerer import Answerer, AskOptions, Plan, check_options
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
-from hybridqa.engine.loop import close_stream, next_piece
+from hybridqa.engine.loop import close_stream, together
 from hybridqa.engine.protocol import Delta
-from hybridqa.errors import StoreNotFoundError
+from hybridqa.errors import ModelError, StoreNotFoundError
 from hybridqa.files import atomic_write_text
 from hybridqa.ingest.library import AddResult
 from hybridqa.modules.registry import module_id_for
@@ -32,13 +33,11 @@ from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode, Module
 if TYPE_CHECKING:
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
+log = logging.getLogger(__name__)
+
 
 class HybridQA(Parts):
     """Question answering over a store of documents and their knowledge modules."""
-
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        super().__init__(settings, catalog)
-        self._stacks_in_use: Counter[str] = Counter()  # of running requests; touched on the engine's loop alone
 
     @classmethod
     def open(cls, store: str | Path | None = None, *, create: bool = False, **settings: Any) -> HybridQA:
@@ -98,10 +97,16 @@ class HybridQA(Parts):
     def remove(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> None:
         """Removes a document with its passages, vectors, modules, and every stack that holds them."""
         removed = self.catalog.remove_document(collection, doc_id)
-        if removed:  # else no base model is needed
-            self.stacks.forget(removed)
-            self.registry.remove_for(removed)
         self.dense.sync()  # takes the vectors out of the index's file too
+        if not removed:  # then no base model is needed
+            return
+        with self._building:
+            in_use = self.stacks_in_use
+        self._loop.run(in_use.let_go(self.stacks.forget(removed)))
+        try:
+            self.registry.remove_for(removed)
+        except ModelError as error:  # the catalog has noted the folders; a registry that opens deletes them
+            log.warning("the modules of %r are gone, their folders stay until a base model is there: %s", doc_id, error)
 
     def compact(self) -> None:
         """Erases the last words of removed documents from the full-text index, and gives free space back."""
@@ -152,7 +157,7 @@ class HybridQA(Parts):
         async def work() -> list[str]:
             engine = await self.engine_ready()
             sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-            return [done.text for done in await asyncio.gather(*(engine.generate(ids, sampling) for ids in prompts))]
+            return [done.text for done in await together(engine.generate(ids, sampling) for ids in prompts)]
 
         return self._loop.run(work())
 
@@ -161,12 +166,15 @@ class HybridQA(Parts):
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """Answers `question` from the documents of a collection; see `AskOptions`.
 
-        Raises `QuestionError` for an empty or too long question and `CollectionNotFoundError`.
+        Raises `QuestionError` for an empty or too long question, `CollectionNotFoundError`, and `TypeError` for an
+        option that does not exist.
         """
+        check_options(options)
         return self._loop.run(self._ask(question, options))
 
     async def aask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """`ask` for asyncio; cancelling the task stops the generation."""
+        check_options(options)
         return await asyncio.wrap_future(self._loop.submit(self._ask(question, options)))
 
     def ask_many(
@@ -177,7 +185,8 @@ class HybridQA(Parts):
         on_answer: Callable[[int, Answer], None] | None = None,
         **options: Unpack[AskOptions],
     ) -> list[Answer]:
-        """Answers many questions, `at_once` of them together in the engine; in order."""
+        """Answers many questions, `at_once` of them together in the engine; in order. A failure stops the rest."""
+        check_options(options)
 
         async def work() -> list[Answer]:
             slots = asyncio.Semaphore(at_once)
@@ -189,31 +198,25 @@ class HybridQA(Parts):
                     on_answer(place, answer)
                 return answer
 
-            return list(await asyncio.gather(*(one(place, text) for place, text in enumerate(questions))))
+            return await together(one(place, text) for place, text in enumerate(questions))
 
         return self._loop.run(work())
 
     def stream(self, question: str, **options: Unpack[AskOptions]) -> Iterator[Delta | Answer]:
         """The answer's text as it comes, then the whole `Answer`; closing the iterator stops the generation."""
-        pieces = self._stream(question, options)
-        try:
-            while (piece := self._loop.run(next_piece(pieces))) is not None:
-                yield piece
-        finally:
-            self._loop.run(close_stream(pieces))
+        check_options(options)  # now: not when the first piece is asked for
+        return self._loop.iterate(self._stream(question, options))
 
-    async def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Delta | Answer]:
+    def astream(self, question: str, **options: Unpack[AskOptions]) -> AsyncIterator[Delta | Answer]:
         """`stream` for asyncio."""
-        pieces = self._stream(question, options)
-        try:
-            while (piece := await asyncio.wrap_future(self._loop.submit(next_piece(pieces)))) is not None:
-                yield piece
-        finally:
-            await asyncio.wrap_future(self._loop.submit(close_stream(pieces)))
+        check_options(options)
+        return self._loop.aiterate(self._stream(question, options))
 
-    async def _plan(self, question: str, options: AskOptions) -> tuple[Answerer, Plan]:
+    @asynccontextmanager
+    async def _planned(self, question: str, options: AskOptions) -> AsyncIterator[tuple[Answerer, Plan]]:
+        """The plan of a question; its stack stays until the end of the block."""
         answerer = await asyncio.to_thread(self.answerer_ready)
-        plan = await asyncio.to_thread(
+        make = partial(
             answerer.plan,
             question,
             options.get("collection", DEFAULT_COLLECTION),
@@ -222,26 +225,25 @@ class HybridQA(Parts):
             options.get("k"),
             options.get("modules"),
         )
-        return answerer, plan
+        async with self.stacks_in_use.planned(make) as plan:
+            yield answerer, plan
 
     async def _ask(self, question: str, options: AskOptions) -> Answer:
         started = time.perf_counter()
-        answerer, plan = await self._plan(question, options)
-        if plan.prompt is None:
-            return answerer.abstain(plan, total_s=time.perf_counter() - started)
-        async with self._using(plan):
+        async with self._planned(question, options) as (answerer, plan):
+            if plan.prompt is None:
+                return answerer.abstain(plan, total_s=time.perf_counter() - started)
             answer = await answerer.answer(plan, await self.engine_ready())
         return replace(answer, timings={**answer.timings, "total": time.perf_counter() - started})
 
     async def _stream(self, question: str, options: AskOptions) -> AsyncIterator[Delta | Answer]:
         started = time.perf_counter()
-        answerer, plan = await self._plan(question, options)
-        if plan.prompt is None:
-            abstention = answerer.abstain(plan, total_s=time.perf_counter() - started)
-            yield Delta(abstention.text, finish_reason="stop")
-            yield abstention
-            return
-        async with self._using(plan):
+        async with self._planned(question, options) as (answerer, plan):
+            if plan.prompt is None:
+                abstention = answerer.abstain(plan, total_s=time.perf_counter() - started)
+                yield Delta(abstention.text, finish_reason="stop")
+                yield abstention
+                return
             pieces = answerer.stream(plan, await self.engine_ready())
             try:
                 async for piece in pieces:
@@ -250,24 +252,6 @@ class HybridQA(Parts):
                     yield piece
             finally:
                 await close_stream(pieces)
-
-    @asynccontextmanager
-    async def _using(self, plan: Plan) -> AsyncIterator[None]:
-        """Keeps a plan's stack while its request runs; then lets go of stacks that are doomed or have no room."""
-        if plan.adapter is None:
-            yield
-            return
-        self._stacks_in_use[plan.adapter.name] += 1
-        try:
-            yield
-        finally:
-            self._stacks_in_use[plan.adapter.name] -= 1
-            self._stacks_in_use += Counter()  # drops the zeros
-            surplus = await asyncio.to_thread(self.stacks.surplus, set(self._stacks_in_use))
-            if surplus and self._engine is not None:
-                for name in surplus:
-                    await self._engine.evict(name)
-                self.stacks.release(surplus)
 
     def warm_up(self) -> None:
         """Loads the models and starts the engine now instead of at the first question."""

@@ -228,6 +228,14 @@ def test_an_unknown_collection(run: Run, filled: Path) -> None:
         assert "'x'" in one_line_error(run(*words))
 
 
+def test_options_before_a_command_of_modules_are_its_own(run: Run, filled: Path) -> None:
+    assert json.loads(run("modules", "--json", "list").stdout) == {"modules": []}
+    assert json.loads(run("modules", "--collection", "default", "list", "--json").stdout) == {"modules": []}
+    for words in (["list"], ["show", "m"], ["rollback", "m"]):
+        assert "'nope'" in one_line_error(run("modules", "--collection", "nope", *words))
+    assert run("modules", "--collection", "nope", "list", "--collection", "default").exit_code == 0
+
+
 # Questions
 
 

@@ -33,6 +33,7 @@ TOOLS = [
 
 def make_tool(folder: Path, name: str, script: str) -> None:
     path = folder / name
+    path.unlink(missing_ok=True)  # it may be a link to the machine's own, which must not be written through
     path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
 
@@ -156,6 +157,47 @@ def test_pips_variables_overrule_its_files_and_uvs_overrule_both(checkout: Path,
 
 def test_without_configuration_uv_is_left_alone(checkout: Path, tools: Path) -> None:
     assert not [name for name in plan(checkout, tools) if name.startswith("UV_INDEX") or name == "UV_FIND_LINKS"]
+
+
+def own_environment(checkout: Path, python: str) -> Path:
+    """A .venv that install.sh has not made; its python runs `python` unless it is asked for its version."""
+    folder = checkout / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    asked = f'[[ "$1" != -c ]] || exec "{sys.executable}" "$@"'
+    make_tool(folder / "bin", "python", f'{asked}\nprintf "%s\\n" "$*" >>"{checkout}/asked"\n{python}')
+    return folder
+
+
+def test_an_environment_of_the_users_own_gets_pip_and_is_never_deleted(checkout: Path, tools: Path) -> None:
+    pip = '"${0%/*}/pip"'
+    python = f'[[ "$*" != "-m ensurepip" ]] || touch {pip}\n[[ -e {pip} && "$1" != -W ]]'  # -W: the check at the end
+    folder = own_environment(checkout, python)
+    for _ in range(2):  # an install that fails half way, and one after it
+        done = install(checkout, tools, HYBRIDQA_DEVICE="cpu")
+        assert done.returncode == 1
+        assert (folder / "notes.txt").exists(), done.stdout + done.stderr
+    asked = (checkout / "asked").read_text().splitlines()
+    assert asked.count("-m ensurepip") == 1
+    assert len([words for words in asked if words.startswith("-W")]) == 2
+
+
+def test_an_environment_that_cannot_have_pip(checkout: Path, tools: Path) -> None:
+    folder = own_environment(checkout, "exit 1")
+    for _ in range(2):
+        done = install(checkout, tools, HYBRIDQA_DEVICE="cpu")
+        assert done.returncode == 1
+        assert "has no pip" in done.stderr
+        assert (folder / "notes.txt").exists()
+
+
+def test_an_environment_of_the_users_own_that_will_not_do(checkout: Path, tools: Path) -> None:
+    folder = own_environment(checkout, "exit 1")
+    make_tool(folder / "bin", "python", "exit 1")  # an older Python
+    done = install(checkout, tools, HYBRIDQA_DEVICE="cpu")
+    assert done.returncode == 1
+    assert "move it away" in done.stderr
+    assert (folder / "notes.txt").exists()
 
 
 @pytest.mark.slow

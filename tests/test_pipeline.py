@@ -31,6 +31,7 @@ from hybridqa.errors import (
     UnreadableDocumentError,
 )
 from hybridqa.models import ModelFolder
+from hybridqa.types import Module, ModuleStatus
 
 KETTLE = (
     "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
@@ -128,6 +129,12 @@ def test_bad_questions_and_documents_are_refused_and_the_store_goes_on(open_stor
         qa.ask("Who?", collection="nowhere")
     with pytest.raises(ValueError, match="sideways"):
         qa.ask("Who?", mode="sideways")
+    misspelt: Any = {"colection": "works"}  # answered from "default", it would show a tenant another's documents
+    for ask in (qa.ask, qa.stream, qa.astream, lambda question, **options: asyncio.run(qa.aask(question, **options))):
+        with pytest.raises(TypeError, match=r"'colection'.* collection, mode, history, k, modules"):
+            ask("Who?", **misspelt)
+    with pytest.raises(TypeError, match="colection"):
+        qa.ask_many(["Who?"], **misspelt)
     with pytest.raises(UnreadableDocumentError, match=r"missing\.txt"):
         qa.add(tmp_path / "missing.txt")
     with pytest.raises(UnreadableDocumentError, match="no text"):
@@ -241,7 +248,14 @@ def test_the_life_of_a_module(open_store: Open, tmp_path: Path) -> None:
     assert qa.ask("Who built the Tarn bridge?").modules
 
     folders = [module.path for module in qa.modules() if "bridge" in module.documents]
+    stacks = tmp_path / "store" / "modules" / "default" / "stacks"
+
+    def stacks_of_the_bridge() -> list[Path]:
+        return [path for path in stacks.glob("stack-*/stack.json") if qa.module_id("bridge") in path.read_text()]
+
+    assert stacks_of_the_bridge()
     qa.remove("bridge")
+    assert not stacks_of_the_bridge()
     assert folders and not any(folder.exists() for folder in folders)
     assert not qa.ask("Who built the Tarn bridge?").modules
     assert all("bridge" not in module.documents for module in qa.modules())
@@ -282,6 +296,26 @@ def test_modules_of_another_base_model_stay_out(open_store: Open, tiny_model: Mo
     assert answer.passages and not answer.modules
     assert [outcome.state for outcome in again.refresh().outcomes] == ["published"]
     assert again.ask("What does the Lumen kettle cost?").modules
+
+
+def test_a_document_is_removed_whole_where_its_base_model_cannot_be_had(open_store: Open, tmp_path: Path) -> None:
+    qa = open_store(model=str(tmp_path / "nowhere"), engine="reference")
+    qa.add_text("kettle", KETTLE)
+    qa.dense.sync("default")
+    qa.dense.save()
+    folder = qa.settings.module_dir / "default" / qa.module_id("kettle") / "v0001"
+    folder.mkdir(parents=True)
+    (document,) = qa.documents()
+    covered = {"kettle": document.content_hash}
+    qa.catalog.add_module(
+        Module(qa.module_id("kettle"), 1, "default", folder, covered, "base", 8, ModuleStatus.PUBLISHED, False)
+    )
+    assert list((qa.settings.index_dir / "dense").glob("*.faiss"))
+    qa.remove("kettle")
+    assert not qa.documents() and not qa.modules()
+    assert not list((qa.settings.index_dir / "dense").glob("*.faiss"))  # no vector of it is left
+    qa.close()
+    assert folder.exists() and open_store().registry and not folder.exists()
 
 
 KILLED = """

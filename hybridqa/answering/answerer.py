@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -38,6 +38,15 @@ class AskOptions(TypedDict, total=False):
     history: Sequence[Message]  # earlier turns of the conversation, oldest first
     k: int | None  # passages in the prompt, at most; the setting `passages`
     modules: int | None  # modules in the stack, at most; the setting `modules`
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raises `TypeError` for a name that `AskOptions` has not: a misspelt `collection` must not mean the default's."""
+    known = AskOptions.__annotations__.keys()
+    if unknown := sorted(set(names) - known):
+        raise TypeError(
+            f"no option {', '.join(repr(name) for name in unknown)} of a question; expected some of {', '.join(known)}."
+        )
 
 
 @dataclass(slots=True)
@@ -105,10 +114,8 @@ class Answerer:
                 question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings
             )
         started = time.perf_counter()
-        route = self._router.route(question, found, mode, collection)
+        route = self._router.route(question, found, mode, collection, modules)
         route = replace(route, passages=route.passages[: k or self._passages])
-        if modules is not None:
-            route = replace(route, modules=route.modules[:modules])
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
         route, adapter = self._stack(route)

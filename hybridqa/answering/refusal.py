@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_WHO = r"(?:i|we|the (?:provided |given )?(?:sources?|documents?|passages?|context|texts?)|sources?|this|it)"
+_WHO = r"(?:i|we|the (?:provided |given )?(?:sources?|documents?|passages?|context|texts?)|sources?)"
 _REFUSAL = re.compile(
     rf"^\W*(?:(?:sorry|unfortunately|based on [^,.]{{1,60}})\W+)?(?:but\s+)?(?:"
     rf"(?:i|we)\s+(?:really\s+)?(?:do\s+not|don't|cannot|can't|could\s+not|couldn't|am\s+not\s+able\s+to|am\s+unable\s+to|"

@@ -100,6 +100,11 @@ def list_by_default(context: typer.Context, collection: AnyCollection = None, as
     """List, show and roll back knowledge modules; lists them when no command is given."""
     if context.invoked_subcommand is None:
         _list(context, collection, as_json)
+        return
+    given: dict[str, Any] = {"as_json": as_json}
+    if collection is not None:
+        given["collection"] = collection
+    context.default_map = {context.invoked_subcommand: given}  # the options may stand before the command
 
 
 @app.command("list")

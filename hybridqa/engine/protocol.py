@@ -6,11 +6,13 @@ Knows nothing about documents, prompts or modules. Invariant: a request that can
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from hybridqa.errors import EngineError
 from hybridqa.types import Usage
 
 
@@ -93,3 +95,19 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Frees the model; later calls raise `EngineClosedError`."""
         ...
+
+
+async def completion_of(deltas: AsyncIterator[Delta]) -> Completion:
+    """The whole of a stream that begins now. Raises what the stream raises."""
+    begun = time.perf_counter()
+    first: float | None = None
+    pieces: list[str] = []
+    logprob = 0.0
+    async for delta in deltas:
+        first = time.perf_counter() - begun if first is None else first
+        pieces.append(delta.text)
+        logprob += delta.logprob
+        if delta.finish_reason is not None:
+            total = time.perf_counter() - begun
+            return Completion("".join(pieces), delta.finish_reason, delta.usage or Usage(), logprob, first, total)
+    raise EngineError("the engine ended a request without a reason. Ask again.")

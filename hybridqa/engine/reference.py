@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hybridqa.engine.checks import check_folder, check_prompt, check_rank, check_sampling
-from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling
+from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling, completion_of
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import AdapterError, EngineClosedError, EngineError, HybridQAError, ModelError
 from hybridqa.models import ModelFolder, load_tokenizer
@@ -67,24 +66,14 @@ class ReferenceEngine:
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
     ) -> Completion:
         """One whole completion; cancelling the task stops it at the next token."""
-        begun = time.perf_counter()
-        first: float | None = None
-        text, logprob = "", 0.0
-        async for delta in self.stream(prompt_ids, sampling, adapter):
-            first = time.perf_counter() - begun if first is None else first
-            text += delta.text
-            logprob += delta.logprob
-            if delta.finish_reason is not None:
-                total = time.perf_counter() - begun
-                return Completion(text, delta.finish_reason, delta.usage or Usage(), logprob, first, total)
-        raise EngineError("the reference engine ended a request without a reason. Ask again.")
+        return await completion_of(self.stream(prompt_ids, sampling, adapter))
 
     async def stream(
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None
     ) -> AsyncGenerator[Delta, None]:
         """The completion in pieces, one per token; closing the iterator stops it at the next token."""
         await self.start()
-        check_prompt(prompt_ids, self._max_model_len, self._model.config.vocab_size)
+        check_prompt(prompt_ids, self._max_model_len, self._model.get_input_embeddings().num_embeddings)
         check_sampling(sampling)
         if adapter is not None:
             check_rank(adapter, self._max_lora_rank)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from hybridqa.engine.checks import check_prompt, check_rank, check_sampling
-from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling
-from hybridqa.engine.vllm_args import VllmSettings, context_length
+from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling, completion_of
+from hybridqa.engine.vllm_args import VllmSettings, context_length, vocabulary_size
 from hybridqa.engine.vllm_thread import Request, VllmThread
-from hybridqa.errors import EngineClosedError, EngineError
+from hybridqa.errors import EngineClosedError
 from hybridqa.models import ModelFolder
 from hybridqa.types import Usage
 
@@ -47,8 +45,7 @@ class VllmEngine:
             max_requests=max_requests,
             seed=seed,
         )
-        config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
-        self._vocab_size = int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+        self._vocab_size = vocabulary_size(model.path)
         self._thread = VllmThread(model, self._settings)
         self._numbers = itertools.count(1)
         self._state = "new"
@@ -79,19 +76,7 @@ class VllmEngine:
 
         Raises `QuestionError`, an `AdapterError`, or `EngineError`, for this request alone.
         """
-        begun = time.perf_counter()
-        first: float | None = None
-        pieces: list[str] = []
-        logprob = 0.0
-        async for delta in self.stream(prompt_ids, sampling, adapter):
-            first = time.perf_counter() - begun if first is None else first
-            pieces.append(delta.text)
-            logprob += delta.logprob
-            if delta.finish_reason is not None:
-                total = time.perf_counter() - begun
-                usage = delta.usage or Usage()
-                return Completion("".join(pieces), delta.finish_reason, usage, logprob, first, total)
-        raise EngineError("vLLM ended a request without a reason. Ask again.")
+        return await completion_of(self.stream(prompt_ids, sampling, adapter))
 
     async def stream(
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Adapter | None = None

@@ -22,6 +22,8 @@ from hybridqa.errors import EngineError, ModelError
 from hybridqa.models import ModelFolder
 
 _LINEAR = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+# What kinds of models call the longest context.
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _BLOCK_WEIGHT = re.compile(r"\.\d+\..*?(\w+)\.weight$")
 
 
@@ -33,7 +35,7 @@ class VllmSettings:
     max_model_len: int = 4096
     max_lora_rank: int = 64
     max_stacks: int = 4  # different adapters in one batch
-    kv_cache_mb: int = 512  # CPU only; a GPU's memory is divided by vLLM
+    kv_cache_mb: int = 512
     max_requests: int = 32  # in one batch, CPU only
     seed: int = 0
 
@@ -44,10 +46,28 @@ class VllmSettings:
 
 
 def context_length(folder: Path, wanted: int) -> int:
-    """`wanted`, or the model's own limit where that is less."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    limit = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-    return min(wanted, int(limit)) if limit else wanted
+    """`wanted`, or the model's own limit where that is less. Raises `ModelError`."""
+    config = _text_config(folder)
+    limits = [getattr(config, name, None) for name in _LENGTHS]
+    return min([wanted, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+
+
+def vocabulary_size(folder: Path) -> int:
+    """How many tokens the model knows. Raises `ModelError`."""
+    return int(_text_config(folder).vocab_size)
+
+
+def _text_config(folder: Path) -> Any:
+    """The language model's part of config.json; what that leaves out has the defaults of the model's kind."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"transformers could not read the config in {str(folder)!r}: {error}. Expected a model that this version "
+            "knows; download the model's folder again, or name another model."
+        ) from error
 
 
 def linear_targets(folder: Path) -> list[str] | None:
@@ -115,19 +135,23 @@ def _arguments(model: ModelFolder, settings: VllmSettings, cpu: bool) -> dict[st
         "max_loras": settings.max_stacks,
         "max_lora_rank": settings.max_lora_rank,
         "max_cpu_loras": settings.max_loaded,
+        "kv_cache_memory_bytes": settings.kv_cache_mb << 20,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
     if cpu:
         arguments |= {
             "enforce_eager": True,  # LoRA turns compilation off anyway; this starts in a tenth of the time
-            "kv_cache_memory_bytes": settings.kv_cache_mb << 20,
             "max_num_seqs": settings.max_requests,
             # Whole prompts: vLLM's CPU backend fails on a seeded request whose prompt it takes in pieces.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(2048, context_length(model.path, settings.max_model_len)),
             "lora_target_modules": linear_targets(model.path),
         }
+    else:
+        # By default vLLM takes nine tenths of the GPU, and the trainer, a process beside it, would find none left. With
+        # the cache's size given, this share is no more than what vLLM wants to find free before it starts.
+        arguments["gpu_memory_utilization"] = 0.01
     return arguments
 
 

@@ -40,8 +40,18 @@ class Router:
         self._passage_threshold = passage_threshold
         self._max_rank = max_rank
 
-    def route(self, question: str, passages: Sequence[ScoredPassage], mode: Mode, collection: str) -> Route:
-        """The route of a question in a mode, from the passages that a search in `collection` found."""
+    def route(
+        self,
+        question: str,
+        passages: Sequence[ScoredPassage],
+        mode: Mode,
+        collection: str,
+        modules: int | None = None,
+    ) -> Route:
+        """The route of a question in a mode, from the passages that a search in `collection` found.
+
+        `modules` says how many there may be for this question, instead of the router's own number.
+        """
         if mode is Mode.CLOSED:
             return Route(mode, reason="closed: the base model's memory alone")
         near = [found for found in passages if self._is_near(found, collection)]
@@ -52,7 +62,7 @@ class Router:
             reasons.append(f"{_count(len(kept), 'passage')} of {_count(documents, 'document')}")
         chosen: tuple[ModuleChoice, ...] = ()
         if mode is not Mode.RETRIEVAL:
-            chosen, why = self._choose(question, near, collection)
+            chosen, why = self._choose(question, near, collection, self._modules if modules is None else modules)
             reasons.append(why)
         return Route(mode, kept, chosen, "; ".join(reasons))
 
@@ -62,10 +72,10 @@ class Router:
         return found.dense is None or found.dense >= self._passage_threshold
 
     def _choose(
-        self, question: str, passages: Sequence[ScoredPassage], collection: str
+        self, question: str, passages: Sequence[ScoredPassage], collection: str, limit: int
     ) -> tuple[tuple[ModuleChoice, ...], str]:
-        """The modules, strongest evidence first, and why these."""
-        if self._modules == 0:
+        """The modules, at most `limit`, strongest evidence first, and why these."""
+        if limit == 0:
             return (), "no module: modules are switched off"
         if not passages:
             return (), "no module: nothing near the question was found"
@@ -89,7 +99,7 @@ class Router:
                 f"no module: the best, {best.module.name!r}, has evidence {best.evidence:.2f} "
                 f"below {self._module_threshold:.2f}"
             )
-        chosen = self._within_rank(on_topic[: self._modules])
+        chosen = self._within_rank(on_topic[:limit])
         if not chosen:
             return (), f"no module: {on_topic[0].module.name!r} has a rank over {self._max_rank}"
         named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)

@@ -37,6 +37,8 @@ def test_refusals(text: str) -> None:
         "No.",
         "She does not know the code.",
         "It does not float.",
+        "It does not contain lead.",
+        "This does not include VAT: it costs 30 euros.",
         "1987",
     ],
 )

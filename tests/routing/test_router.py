@@ -90,6 +90,16 @@ def test_the_module_of_the_nearest_document_is_chosen(catalog: Catalog) -> None:
     assert names(route(catalog, found(catalog, a=0.7, b=0.5))) == ["m-a@1"]
 
 
+def test_a_question_may_ask_for_more_or_fewer_modules_than_the_setting(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+        publish(catalog, f"m-{doc_id}", [doc_id])
+    passages = found(catalog, a=0.5, b=0.5)
+    router = Router(catalog, "base", modules=1, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
+    chosen = [names(router.route(QUESTION, passages, Mode.HYBRID, "c", modules)) for modules in (None, 0, 1, 2, 3)]
+    assert [len(each) for each in chosen] == [1, 0, 1, 2, 2]
+
+
 def test_a_far_question_gets_no_module(catalog: Catalog) -> None:
     put(catalog, "a")
     publish(catalog, "m", ["a"])
