@@ -61,8 +61,9 @@ class HybridQA(Parts):
                 atomic_write_text(
                     config, "# Settings of this store: see the table in README. For example:\n# passages = 4\n"
                 )
-        catalog = Catalog.open(resolved.catalog_path, create=create, module_dir=resolved.module_dir)
-        catalog.create_collection(DEFAULT_COLLECTION)
+        catalog = Catalog.open(
+            resolved.catalog_path, create=create, module_dir=resolved.module_dir, collection=DEFAULT_COLLECTION
+        )
         return cls(resolved, catalog)
 
     # Documents
