@@ -13,13 +13,12 @@ import numpy as np
 
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import (
-    batches,
     bump_generation,
     get_embedder,
     require_collection,
     set_embedder,
 )
-from hybridqa.catalog_rows import Ids, Vectors, checked_vectors
+from hybridqa.catalog_rows import Ids, Vectors, batches, checked_vectors
 from hybridqa.errors import InputError, StoreError
 from hybridqa.types import Passage
 

@@ -115,13 +115,13 @@ def test_a_catalog_that_cannot_be_made_ready_is_closed(
     ],
 )
 def test_what_sqlite_cannot_hold_is_refused(catalog: Catalog, call: Callable[[Catalog], object]) -> None:
-    with pytest.raises(InputError, match="lone surrogate|too large"):
+    with pytest.raises(InputError, match=r"lone surrogate|too large"):
         call(catalog)
 
 
 def test_damage_is_mended_with_the_log_moved_away(tmp_path: Path) -> None:
     (tmp_path / "catalog.sqlite3").write_bytes(b"no database at all " * 300)
-    with pytest.raises(CorruptStoreError, match="no process using the store.*-wal' and .*-shm'.*put a backup"):
+    with pytest.raises(CorruptStoreError, match=r"no process using the store.*-wal' and .*-shm'.*put a backup"):
         Catalog.open(tmp_path / "catalog.sqlite3")
 
 
