@@ -15,11 +15,11 @@ from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import DocumentTable
 from hybridqa.catalog_full_text import FullTextTable
 from hybridqa.catalog_modules import ModuleTable
-from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, Vectors, checked_collection
+from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, State, Vectors, checked_collection
 from hybridqa.catalog_vectors import VectorTable
 from hybridqa.errors import CorruptStoreError
 
-__all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "Vectors"]
+__all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "State", "Vectors"]
 
 OFFSET_SAMPLE = 200  # documents whose passages `check` compares with the text
 

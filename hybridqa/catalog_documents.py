@@ -7,6 +7,7 @@ full-text rows change in one transaction, so a reader finds all of a document's 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Sequence
 
@@ -74,8 +75,12 @@ def require_document(connection: sqlite3.Connection, collection: str, doc_id: st
 
 
 def bump_generation(connection: sqlite3.Connection) -> None:
-    """Tells every process that the vectors have changed."""
+    """Tells every process that the vectors have changed, and which history of the store the change belongs to."""
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES ('token', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (secrets.token_hex(8),),
+    )
 
 
 def set_embedder(connection: sqlite3.Connection, embedder: str, dimension: int) -> None:

@@ -21,6 +21,7 @@ from hybridqa.types import Document
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+State = tuple[int, str]  # of the vectors: generation and token, the token empty in a store of an older hybridqa
 
 T = TypeVar("T")
 
