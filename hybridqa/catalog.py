@@ -86,7 +86,11 @@ class Catalog(DocumentTable, FullTextTable, VectorTable, ModuleTable):
 
     def check(self) -> list[str]:
         """What is wrong with the catalog, one line each; empty when it is whole. Raises `StoreError` when locked."""
-        return [*self.check_rows(), *self.check_full_text()]
+        problems = self.check_rows()
+        try:
+            return [*problems, *self.check_full_text()]
+        except CorruptStoreError as error:
+            return [*problems, str(error)]
 
     def check_rows(self) -> list[str]:
         """`check` without the full-text indexes, which needs no write lock and works where nothing may be written."""

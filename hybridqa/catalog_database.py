@@ -15,7 +15,7 @@ from threading import Lock
 
 from hybridqa.catalog_schema import prepare, restoring
 from hybridqa.errors import CorruptStoreError, InputError, StoreError, StoreNotFoundError
-from hybridqa.files import storage_full
+from hybridqa.files import storage_full, unusable_folder_named
 
 BUSY_SECONDS = 30.0
 
@@ -30,6 +30,7 @@ class Database:
         self._closed = False
 
     @classmethod
+    @unusable_folder_named()
     def open(cls, path: Path, *, create: bool) -> Database:
         """Opens the file, or makes it. Raises `StoreNotFoundError`, `CorruptStoreError`, `StorageFullError`."""
         path = path.absolute()

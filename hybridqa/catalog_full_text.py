@@ -14,7 +14,7 @@ from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import require_collection
 from hybridqa.catalog_rows import storable
 from hybridqa.catalog_schema import fts_table
-from hybridqa.errors import CorruptStoreError, InputError
+from hybridqa.errors import InputError
 
 log = logging.getLogger(__name__)
 VACUUM_COPIES = 2
@@ -50,21 +50,16 @@ class FullTextTable:
     def check_full_text(self) -> list[str]:
         """What `rebuild_full_text` would mend, one line each. Takes the write lock: the check is an INSERT.
 
-        Raises `StoreError` where nothing may be written or another process writes all the time.
+        Raises `CorruptStoreError`, and `StoreError` where nothing may be written or another process writes for long.
         """
         problems = []
-        try:
-            with self._database.write() as connection:
-                for collection_id, name in connection.execute("SELECT collection_id, name FROM collections").fetchall():
-                    table = fts_table(collection_id)
-                    try:
-                        connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
-                    except sqlite3.DatabaseError as error:
-                        problems.append(
-                            f"the full-text index of collection {name!r} does not fit its passages: {error}"
-                        )
-        except CorruptStoreError as error:
-            return [*problems, str(error)]
+        with self._database.write() as connection:
+            for collection_id, name in connection.execute("SELECT collection_id, name FROM collections").fetchall():
+                table = fts_table(collection_id)
+                try:
+                    connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
+                except sqlite3.DatabaseError as error:
+                    problems.append(f"the full-text index of collection {name!r} does not fit its passages: {error}")
         return problems
 
     def rebuild_full_text(self) -> None:

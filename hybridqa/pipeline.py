@@ -23,7 +23,7 @@ from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.engine.loop import close_stream, next_piece
 from hybridqa.engine.protocol import Delta
 from hybridqa.errors import StoreNotFoundError
-from hybridqa.files import atomic_write_text
+from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
 from hybridqa.modules.registry import module_id_for
 from hybridqa.parts import Parts
@@ -41,6 +41,7 @@ class HybridQA(Parts):
         self._stacks_in_use: Counter[str] = Counter()  # of running requests; touched on the engine's loop alone
 
     @classmethod
+    @unusable_folder_named()
     def open(cls, store: str | Path | None = None, *, create: bool = False, **settings: Any) -> HybridQA:
         """Opens the store at `store` (default: the working directory), or makes it when `create`.
 
