@@ -15,12 +15,11 @@ from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import DocumentTable
 from hybridqa.catalog_full_text import FullTextTable
 from hybridqa.catalog_modules import ModuleTable
-from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, Vectors
-from hybridqa.catalog_schema import fts_table
+from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, State, Vectors, checked_collection
 from hybridqa.catalog_vectors import VectorTable
-from hybridqa.errors import StoreError
+from hybridqa.errors import CorruptStoreError
 
-__all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "Vectors"]
+__all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "State", "Vectors"]
 
 OFFSET_SAMPLE = 200  # documents whose passages `check` compares with the text
 
@@ -33,12 +32,22 @@ class Catalog(DocumentTable, FullTextTable, VectorTable, ModuleTable):
         self._module_dir = None if module_dir is None else module_dir.absolute()
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False, module_dir: Path | None = None) -> Catalog:
+    def open(
+        cls, path: Path, *, create: bool = False, module_dir: Path | None = None, collection: str | None = None
+    ) -> Catalog:
         """Opens the catalog at `path`, or makes it; modules' paths are kept relative to `module_dir`.
 
-        Raises `StoreNotFoundError`, `CorruptStoreError`, `StorageFullError`, `StoreError` for a newer schema.
+        A `collection` that is given is made when it is not there. Raises `StoreNotFoundError`, `CorruptStoreError`,
+        `StorageFullError`, `StoreError` for a newer schema or a folder that cannot be used.
         """
-        return cls(Database.open(Path(path), create=create), module_dir)
+        catalog = cls(Database.open(Path(path), create=create), module_dir)
+        try:
+            if collection is not None:
+                catalog.create_collection(collection)
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog
 
     @property
     def path(self) -> Path:
@@ -59,6 +68,9 @@ class Catalog(DocumentTable, FullTextTable, VectorTable, ModuleTable):
 
     def create_collection(self, name: str) -> None:
         """Makes a collection when it is not there. Raises `InputError` for a name that cannot be one."""
+        with self._database.read() as connection:
+            if documents.find_collection(connection, checked_collection(name)) is not None:
+                return  # without the write lock: a store is opened while another process writes
         with self._database.write() as connection:
             documents.ensure_collection(connection, name)
 
@@ -73,16 +85,19 @@ class Catalog(DocumentTable, FullTextTable, VectorTable, ModuleTable):
             documents.require_collection(connection, name)
 
     def check(self) -> list[str]:
-        """What is wrong with the catalog, one line each; empty when it is whole."""
+        """What is wrong with the catalog, one line each; empty when it is whole. Raises `StoreError` when locked."""
+        problems = self.check_rows()
         try:
-            with self._database.write() as connection:  # the full-text check is written as an INSERT
-                return [
-                    *_check_file(connection),
-                    *_check_full_text(connection),
-                    *_check_vectors(connection),
-                    *_check_offsets(connection),
-                ]
-        except StoreError as error:
+            return [*problems, *self.check_full_text()]
+        except CorruptStoreError as error:
+            return [*problems, str(error)]
+
+    def check_rows(self) -> list[str]:
+        """`check` without the full-text indexes, which needs no write lock and works where nothing may be written."""
+        try:
+            with self._database.read() as connection:
+                return [*_check_file(connection), *_check_vectors(connection), *_check_offsets(connection)]
+        except CorruptStoreError as error:
             return [str(error)]
 
 
@@ -90,17 +105,6 @@ def _check_file(connection: sqlite3.Connection) -> list[str]:
     problems = [f"the file is damaged: {row[0]}" for row in connection.execute("PRAGMA quick_check") if row[0] != "ok"]
     for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check"):
         problems.append(f"row {rowid} of {table!r} belongs to a missing row of {parent!r}")
-    return problems
-
-
-def _check_full_text(connection: sqlite3.Connection) -> list[str]:
-    problems = []
-    for collection_id, name in connection.execute("SELECT collection_id, name FROM collections").fetchall():
-        table = fts_table(collection_id)
-        try:
-            connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
-        except sqlite3.DatabaseError as error:
-            problems.append(f"the full-text index of collection {name!r} does not fit its passages: {error}")
     return problems
 
 

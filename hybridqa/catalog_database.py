@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from hybridqa.catalog_schema import prepare
-from hybridqa.errors import CorruptStoreError, StoreError, StoreNotFoundError
-from hybridqa.files import storage_full
+from hybridqa.catalog_schema import prepare, restoring
+from hybridqa.errors import CorruptStoreError, InputError, StoreError, StoreNotFoundError
+from hybridqa.files import storage_full, unusable_folder_named
 
 BUSY_SECONDS = 30.0
 
@@ -30,6 +30,7 @@ class Database:
         self._closed = False
 
     @classmethod
+    @unusable_folder_named()
     def open(cls, path: Path, *, create: bool) -> Database:
         """Opens the file, or makes it. Raises `StoreNotFoundError`, `CorruptStoreError`, `StorageFullError`."""
         path = path.absolute()
@@ -78,9 +79,15 @@ class Database:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turns SQLite's errors inside the block into ours."""
+        """Turns SQLite's errors inside the block into ours, and those about values that it cannot hold."""
         try:
             yield
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{error.object[:80]!r} has the lone surrogate {error.object[error.start]!r}; expected valid Unicode."
+            ) from error
+        except OverflowError as error:
+            raise InputError(f"a number is too large for the catalog ({error}); expected one below 2**63.") from error
         except sqlite3.Error as error:
             raise self._error(error) from error
 
@@ -96,7 +103,7 @@ class Database:
             yield connection
         finally:
             with self._lock:
-                keep = not self._closed
+                keep = not self._closed and not connection.in_transaction  # an open one would lock out everybody
                 if keep:
                     self._idle.append(connection)
             if not keep:
@@ -120,10 +127,7 @@ class Database:
         if code == sqlite3.SQLITE_FULL:
             return storage_full(self.path)
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return CorruptStoreError(
-                f"{name!r} is damaged ({error}); expected a catalog. Restore it from a backup, or move it away, run "
-                "`hybridqa init` and add the documents again."
-            )
+            return CorruptStoreError(f"{name!r} is damaged ({error}); expected a catalog. {restoring(self.path)}.")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreError(
                 f"{name!r} has been locked by another writer for more than {BUSY_SECONDS:.0f} s; "
@@ -136,8 +140,8 @@ class Database:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    connection.execute(begin)
     try:
+        connection.execute(begin)  # inside: a Ctrl-C during the busy wait is raised just when BEGIN has succeeded
         yield
         connection.execute("COMMIT")
     except BaseException:

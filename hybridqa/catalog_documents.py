@@ -7,9 +7,9 @@ full-text rows change in one transaction, so a reader finds all of a document's 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from hybridqa.errors import (
 )
 from hybridqa.types import Document, Passage
 
-T = TypeVar("T")
-
-ID_BATCH = 10_000  # ids in one statement
 _DOCUMENT = (
     "SELECT d.doc_id, c.name, d.title, d.text, d.content_hash, d.source, d.media_type, d.metadata, d.added_at, "
     "d.updated_at FROM documents AS d JOIN collections AS c USING (collection_id) "
@@ -35,12 +32,6 @@ _PASSAGE = (
     "SELECT p.passage_id, d.doc_id, c.name, p.ordinal, p.start, p.end, p.text, d.title, p.heading "
     "FROM passages AS p JOIN documents AS d USING (document_id) JOIN collections AS c USING (collection_id) "
 )
-
-
-def batches(items: Sequence[T], size: int = ID_BATCH) -> Iterator[Sequence[T]]:
-    """The items in slices of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def find_collection(connection: sqlite3.Connection, name: str) -> int | None:
@@ -84,8 +75,12 @@ def require_document(connection: sqlite3.Connection, collection: str, doc_id: st
 
 
 def bump_generation(connection: sqlite3.Connection) -> None:
-    """Tells every process that the vectors have changed."""
+    """Tells every process that the vectors have changed, and which history of the store the change belongs to."""
     connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'generation'")
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES ('token', ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (secrets.token_hex(8),),
+    )
 
 
 def set_embedder(connection: sqlite3.Connection, embedder: str, dimension: int) -> None:
@@ -138,16 +133,7 @@ class DocumentTable:
                 (collection_id, document.doc_id),
             ).fetchone()
             if found is not None and found[1] == document.content_hash:
-                connection.execute(
-                    "UPDATE documents SET source = :source, media_type = :media, metadata = :metadata WHERE "
-                    "document_id = :id AND (source, media_type, metadata) IS NOT (:source, :media, :metadata)",
-                    {
-                        "source": document.source,
-                        "media": document.media_type,
-                        "metadata": metadata,
-                        "id": found[0],
-                    },
-                )
+                _write_about(connection, found[0], document, metadata)
                 return PutResult.UNCHANGED
             if found is not None:
                 delete_passages(connection, collection_id, found[0])
@@ -156,6 +142,18 @@ class DocumentTable:
             set_embedder(connection, embedder, vectors_N_D.shape[1])
             bump_generation(connection)
         return PutResult.ADDED if found is None else PutResult.REPLACED
+
+    def update_about(self, document: Document) -> None:
+        """Takes over source, media type and metadata of a document that is there; its content stays as it is."""
+        metadata = rows.checked_document(document)
+        with self._database.read() as connection:  # mostly there is nothing to do, and no write lock is needed
+            _, document_id = require_document(connection, document.collection, document.doc_id)
+            known = connection.execute(
+                "SELECT source, media_type, metadata FROM documents WHERE document_id = ?", (document_id,)
+            ).fetchone()
+        if known != (document.source, document.media_type, metadata):
+            with self._database.write() as connection:
+                _write_about(connection, document_id, document, metadata)
 
     def get_document(self, collection: str, doc_id: str) -> Document:
         """The document with its text. Raises `CollectionNotFoundError`, `DocumentNotFoundError`."""
@@ -185,7 +183,7 @@ class DocumentTable:
         """The content hashes of those of the documents that are there."""
         hashes: dict[str, str] = {}
         with self._database.read() as connection:
-            for batch in batches(list(doc_ids)):
+            for batch in rows.batches(list(doc_ids)):
                 hashes.update(
                     connection.execute(
                         "SELECT d.doc_id, d.content_hash FROM collections AS c JOIN documents AS d USING "
@@ -199,7 +197,7 @@ class DocumentTable:
         """Those of the passages that are there, by id."""
         found: dict[int, Passage] = {}
         with self._database.read() as connection:
-            for batch in batches([int(passage_id) for passage_id in ids]):
+            for batch in rows.batches([int(passage_id) for passage_id in ids]):
                 for row in connection.execute(
                     _PASSAGE + "WHERE p.passage_id IN (SELECT value FROM json_each(?))", (json.dumps(batch),)
                 ):
@@ -221,6 +219,13 @@ def _check_embedder(connection: sqlite3.Connection, embedder: str, dimension: in
             f"the store's vectors are of the embedder {known[0]!r} with {known[1]} dimensions, not {embedder!r} with "
             f"{dimension}; set the embedder back, or run `hybridqa refresh --embeddings` to make them anew."
         )
+
+
+def _write_about(connection: sqlite3.Connection, document_id: int, document: Document, metadata: str) -> None:
+    connection.execute(
+        "UPDATE documents SET source = ?, media_type = ?, metadata = ? WHERE document_id = ?",
+        (document.source, document.media_type, metadata, document_id),
+    )
 
 
 def _write_document(
@@ -278,16 +283,4 @@ def _write_passages(
 
 
 def _document(row: tuple[str, str, str, str, str, str | None, str, str, str, str]) -> Document:
-    doc_id, collection, title, text, content_hash, source, media_type, metadata, added_at, updated_at = row
-    return Document(
-        doc_id,
-        collection,
-        title,
-        text,
-        content_hash,
-        source,
-        media_type,
-        json.loads(metadata),
-        added_at,
-        updated_at,
-    )
+    return Document(*row[:7], json.loads(row[7]), *row[8:])

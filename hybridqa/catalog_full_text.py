@@ -6,6 +6,8 @@ and no other.
 
 from __future__ import annotations
 
+import logging
+import shutil
 import sqlite3
 
 from hybridqa.catalog_database import Database
@@ -13,6 +15,9 @@ from hybridqa.catalog_documents import require_collection
 from hybridqa.catalog_rows import storable
 from hybridqa.catalog_schema import fts_table
 from hybridqa.errors import InputError
+
+log = logging.getLogger(__name__)
+VACUUM_COPIES = 2
 
 
 class FullTextTable:
@@ -42,6 +47,21 @@ class FullTextTable:
                 ) from error
         return [(int(passage_id), float(score)) for passage_id, score in found]
 
+    def check_full_text(self) -> list[str]:
+        """What `rebuild_full_text` would mend, one line each. Takes the write lock: the check is an INSERT.
+
+        Raises `CorruptStoreError`, and `StoreError` where nothing may be written or another process writes for long.
+        """
+        problems = []
+        with self._database.write() as connection:
+            for collection_id, name in connection.execute("SELECT collection_id, name FROM collections").fetchall():
+                table = fts_table(collection_id)
+                try:
+                    connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
+                except sqlite3.DatabaseError as error:
+                    problems.append(f"the full-text index of collection {name!r} does not fit its passages: {error}")
+        return problems
+
     def rebuild_full_text(self) -> None:
         """Makes every full-text index anew from the passages: the mending for what `check` finds in them."""
         with self._database.write() as connection:
@@ -53,11 +73,21 @@ class FullTextTable:
         """Gives free space back and erases the words of removed documents from the full-text indexes.
 
         A removal itself overwrites texts, passages and vectors; FTS5 keeps bare words until it merges its segments.
+        Raises `StoreError`, `StorageFullError`; what was removed stays removed.
         """
-        with self._database.write() as connection:
-            for (collection_id,) in connection.execute("SELECT collection_id FROM collections").fetchall():
-                table = fts_table(collection_id)
-                connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
-        with self._database.connection() as connection:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            with self._database.write() as connection:
+                for (collection_id,) in connection.execute("SELECT collection_id FROM collections").fetchall():
+                    table = fts_table(collection_id)
+                    connection.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+            path = self._database.path
+            # VACUUM writes the whole database twice: to a temporary file, and from there to the log
+            if shutil.disk_usage(path.parent).free < VACUUM_COPIES * path.stat().st_size:
+                log.warning("%s was not made smaller: its disk has too little room for that", path)
+                return
+            with self._database.connection() as connection:
+                connection.execute("VACUUM")
+        finally:  # the log holds what was removed until it is emptied, whatever has become of the rest
+            with self._database.connection() as connection:
+                if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 1:
+                    log.warning("%s-wal could not be emptied: another process is reading", self._database.path)

@@ -15,7 +15,6 @@ from pathlib import Path
 from hybridqa import catalog_rows as rows
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import (
-    batches,
     bump_generation,
     delete_passages,
     require_collection,
@@ -150,7 +149,7 @@ class ModuleTable:
         """
         found: dict[str, Module] = {}
         with self._database.read() as connection:
-            for batch in batches(list(doc_ids)):
+            for batch in rows.batches(list(doc_ids)):
                 for module in self._modules(
                     connection,
                     "WHERE m.module_row IN (SELECT md.module_row FROM collections AS c2 JOIN documents AS d2 USING "

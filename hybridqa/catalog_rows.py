@@ -7,11 +7,11 @@ indexed and cited: offsets are exact, vectors are finite and one per passage.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,12 @@ from hybridqa.types import Document
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+State = tuple[int, str]  # of the vectors: generation and token, the token empty in a store of an older hybridqa
+
+T = TypeVar("T")
 
 MAX_COLLECTION_CHARACTERS = 128
+ID_BATCH = 10_000  # ids in one statement
 
 
 class PutResult(StrEnum):
@@ -56,6 +60,12 @@ class DocumentSummary:
     passages: int
     updated_at: str
     source: str | None
+
+
+def batches(items: Sequence[T], size: int = ID_BATCH) -> Iterator[Sequence[T]]:
+    """The items in slices of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def now() -> str:

@@ -60,6 +60,15 @@ def fts_source(collection_id: int) -> str:
     return f"fts_source_{collection_id:d}"
 
 
+def restoring(path: Path) -> str:
+    """How to put another file in the place of the catalog at `path`."""
+    return (
+        f"With no process using the store, move {path.name!r} away from {str(path.parent)!r} together with "
+        f"'{path.name}-wal' and '{path.name}-shm' where they are there (a log left behind would be played into the "
+        "next file and damage it); then put a backup in its place, or run `hybridqa init` and add the documents again"
+    )
+
+
 def create_full_text(connection: sqlite3.Connection, collection_id: int) -> None:
     """Makes a collection's full-text table; the caller holds a write transaction."""
     table, source = fts_table(collection_id), fts_source(collection_id)
@@ -107,7 +116,7 @@ def prepare(connection: sqlite3.Connection, path: Path, *, create: bool) -> None
     if row is None or not isinstance(row[0], int):
         raise CorruptStoreError(
             f"{str(path)!r} is a database but no hybridqa catalog; expected one made by `hybridqa init`. "
-            "Check the store's path, or restore the file from a backup."
+            f"Check the store's path. {restoring(path)}."
         )
     if row[0] > SCHEMA_VERSION:
         raise StoreError(

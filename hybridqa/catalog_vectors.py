@@ -13,13 +13,12 @@ import numpy as np
 
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import (
-    batches,
     bump_generation,
     get_embedder,
     require_collection,
     set_embedder,
 )
-from hybridqa.catalog_rows import Ids, Vectors, checked_vectors
+from hybridqa.catalog_rows import Ids, State, Vectors, batches, checked_vectors
 from hybridqa.errors import InputError, StoreError
 from hybridqa.types import Passage
 
@@ -31,9 +30,13 @@ class VectorTable:
 
     def generation(self) -> int:
         """A number that has grown whenever, in any process, vectors were added, removed or replaced."""
+        return self.state()[0]
+
+    def state(self) -> State:
+        """The generation with a token made for it alone: a catalog put back from a backup counts on under others."""
         with self._database.read() as connection:
-            row = connection.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()
-        return int(row[0])
+            found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('generation', 'token')"))
+        return int(found["generation"]), str(found.get("token", ""))
 
     def embedder_fingerprint(self) -> str | None:
         """Who made the store's vectors; None as long as it has none."""

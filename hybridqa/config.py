@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, ValidationError, field_validator
@@ -90,11 +90,11 @@ class Settings(BaseSettings):
             top = cls(**given)
             path = top.store / CONFIG_NAME
             if not path.is_file():
-                return top
+                return top._consistent()
             from_file = tomllib.loads(path.read_text(encoding="utf-8"))
             from_file.pop("store", None)
             explicit = {name: getattr(top, name) for name in top.model_fields_set}
-            return cls(**{**from_file, **explicit})
+            return cls(**{**from_file, **explicit})._consistent()
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(str(part) for part in item['loc'])!r}: {item['msg']}" for item in error.errors()
@@ -107,6 +107,27 @@ class Settings(BaseSettings):
             raise ConfigError(
                 f"{str(path)!r} is no valid TOML: {error}. Mend it, then run `hybridqa doctor`."
             ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{str(path)!r} is not in UTF-8: {error}. Save it as UTF-8, then run `hybridqa doctor`."
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{str(path)!r} cannot be read: {error.strerror}; expected a file that may be read, or none. Check the "
+                "permissions of its folder."
+            ) from error
+
+    def _consistent(self) -> Self:
+        """Itself, when its values go together; not a validator, since `load` makes one without the store's file."""
+        if self.module_rank > self.max_lora_rank:
+            enough = [rank for rank in LORA_RANKS if rank >= self.module_rank]
+            raise ConfigError(
+                f"settings are not usable: 'module_rank' is {self.module_rank} and 'max_lora_rank' "
+                f"{self.max_lora_rank}; expected a max_lora_rank of at least module_rank, or no module could be "
+                f"plugged in. Set {f'max_lora_rank = {enough[0]} or ' if enough else ''}a smaller module_rank in "
+                f"{CONFIG_NAME} or the HYBRIDQA_* variables."
+            )
+        return self
 
     @property
     def index_dir(self) -> Path:

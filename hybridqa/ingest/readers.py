@@ -7,9 +7,10 @@ Knows nothing about passages or storage. Invariant: what comes back has letters 
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -18,9 +19,9 @@ from hybridqa.ingest.docx import read_docx
 from hybridqa.ingest.html import read_html
 from hybridqa.ingest.markdown import read_markdown
 from hybridqa.ingest.pdf import read_pdf
-from hybridqa.ingest.source import Heading, SourceText, normalise
+from hybridqa.ingest.source import Heading, SourceText, normalise, shown_name
 
-__all__ = ["SUFFIXES", "Heading", "SourceText", "read_bytes", "read_path", "walk"]
+__all__ = ["SUFFIXES", "Heading", "SourceText", "is_folder", "read_bytes", "read_path", "walk"]
 
 _TEXT = {".txt": "text/plain", ".rst": "text/x-rst", ".log": "text/plain", ".csv": "text/csv"}
 _MARKDOWN = frozenset((".md", ".markdown"))
@@ -40,21 +41,42 @@ _BINARY_SHARE = 0.01  # of control bytes: text has next to none, compressed data
 _HTML_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 
 
-def walk(path: Path) -> Iterator[Path]:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`. Raises `UnreadableDocumentError` when nobody can tell."""
+    try:
+        return path.is_dir()
+    except OSError as error:  # too long for a name, or below a folder that may not be entered
+        raise _unreadable(path, error) from error
+
+
+def walk(path: Path, on_error: Callable[[UnreadableDocumentError], None] | None = None) -> Iterator[Path]:
     """The supported files under a folder, sorted; hidden files and folders are left out, linked folders not entered.
 
-    A file is given as it is. Raises `UnreadableDocumentError` when there is nothing at `path` or nothing supported.
+    A file is given as it is. Raises `UnreadableDocumentError` when there is nothing at `path` or nothing supported;
+    what may not be looked at goes to `on_error`, and is raised without one.
     """
-    if path.is_file():
+    if not is_folder(path):
+        if not path.is_file():
+            raise _missing(str(path))
         return iter((path,))
-    if not path.is_dir():
-        raise _missing(str(path))
-    found = []
-    for folder, folders, names in os.walk(path):
+    found: list[Path] = []
+    failed: list[UnreadableDocumentError] = []
+    for folder, folders, names in os.walk(path, onerror=lambda error: failed.append(_unreadable(path, error))):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
-    if not found:
+        for name in names:
+            file = Path(folder, name)
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                continue
+            try:
+                if file.is_file():
+                    found.append(file)
+            except OSError as error:
+                failed.append(_unreadable(file, error))
+    for problem in sorted(failed, key=str):
+        if on_error is None:
+            raise problem
+        on_error(problem)
+    if not found and not failed:
         raise UnreadableDocumentError(
             f"{str(path)!r} holds no document; expected files ending in {', '.join(sorted(SUFFIXES))}."
         )
@@ -75,7 +97,7 @@ def read_path(path: Path, *, max_bytes: int) -> SourceText:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)  # it may have grown
     except OSError as error:
-        raise UnreadableDocumentError(f"{name!r} cannot be read: {error.strerror}; check its permissions.") from error
+        raise _unreadable(path, error) from error
     return read_bytes(data, name=name, max_bytes=max_bytes)
 
 
@@ -91,7 +113,7 @@ def read_bytes(data: bytes, *, name: str, max_bytes: int) -> SourceText:
     source = _read(data, name, max_bytes)
     if not any(character.isalnum() for character in source.text):
         raise UnreadableDocumentError(f"{name!r} has no text; expected at least one word.")
-    return replace(source, title=source.title or PurePath(name).stem or name)
+    return replace(source, title=source.title or shown_name(PurePath(name).stem or name))
 
 
 def _read(data: bytes, name: str, max_bytes: int) -> SourceText:
@@ -103,12 +125,26 @@ def _read(data: bytes, name: str, max_bytes: int) -> SourceText:
     if suffix == ".docx":
         return read_docx(data, name, max_bytes=max_bytes)
     if suffix in _HTML:
-        declared = _META_CHARSET.search(data[:4096])
-        return read_html(decode(data, name, declared.group(1).decode("ascii") if declared else None), name)
+        return read_html(decode(data, name, _declared(data)), name)
     text = decode(data, name)
     if suffix in _MARKDOWN:
         return read_markdown(text)
     return SourceText("", normalise(text), _TEXT[suffix])
+
+
+def _declared(data: bytes) -> str | None:
+    """The encoding that a page's markup names, by the web's rules: what can be read there is no UTF-16."""
+    found = _META_CHARSET.search(data[:4096])
+    if found is None:
+        return None
+    label = found.group(1).decode("ascii")
+    try:
+        name = codecs.lookup(label).name
+    except LookupError:
+        return "utf-8"
+    if name in ("iso8859-1", "ascii"):
+        return "cp1252"
+    return "utf-8" if name.startswith(("utf-", "unicode", "raw-unicode", "punycode", "idna")) else name
 
 
 def _sniffed(data: bytes) -> str:
@@ -139,6 +175,14 @@ def decode(data: bytes, name: str, declared: str | None = None) -> str:
         except (UnicodeError, LookupError):
             continue
     return data.decode("latin-1")
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableDocumentError:
+    name = str(error.filename or path)
+    wanted = "a path shorter than that" if error.errno == errno.ENAMETOOLONG else "a file or folder that may be read"
+    return UnreadableDocumentError(
+        f"{name[:200]!r} cannot be read: {error.strerror}; expected {wanted}. Check the path and its permissions."
+    )
 
 
 def _missing(name: str) -> UnreadableDocumentError:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_CONTROLS = dict.fromkeys([*range(0x00, 0x09), 0x0B, *range(0x0E, 0x20), 0x7F, 0xFEFF])
-_CONTROLS[0x0C] = "\n"  # a form feed separates pages
+_DROPPED = (*range(0x00, 0x09), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0), 0xFEFF)
+_CONTROLS: dict[int, str | None] = {**dict.fromkeys(_DROPPED), 0x0C: "\n", 0x85: "\n"}  # form feed: a page; NEL: a line
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _EMPTY_LINES = re.compile(r"\n{4,}")
 _SPACES = re.compile(r"\s+")
@@ -47,6 +47,11 @@ def normalise(text: str) -> str:
 def one_line(text: str) -> str:
     """The text with every run of white space made one space."""
     return _SPACES.sub(" ", text).strip()
+
+
+def shown_name(name: str) -> str:
+    """A file's name as valid Unicode: bytes of it that are no UTF-8 become replacement characters."""
+    return _SURROGATES.sub("\ufffd", name)
 
 
 class TextBuilder:

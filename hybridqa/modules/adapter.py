@@ -148,7 +148,7 @@ def damaged(path: Path, what: str) -> CorruptModuleError:
     """The error that says that a module's file is not what it was."""
     return CorruptModuleError(
         f"{str(path)!r} {what}; expected the file as it was published. Run `hybridqa refresh --force` for its "
-        "document, or `hybridqa rollback` to an older version."
+        "document, or `hybridqa modules rollback MODULE` to an older version."
     )
 
 

@@ -34,7 +34,10 @@ def known_sha256(path: Path) -> str:
 
 
 def remove_folder(folder: Path) -> None:
-    """Takes the folder's name away, then its files; one that is not there is no error."""
+    """Takes the folder's name away, then its files; one that is not there is no error.
+
+    Files that cannot be deleted stay under a temporary name: `leftovers` tells, `remove_unfinished` tries again.
+    """
     doomed = folder.parent / f".{folder.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}"
     with suppress(FileNotFoundError):
         folder.rename(doomed)
@@ -51,6 +54,18 @@ def remove_unfinished(final: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def leftovers(final: Path) -> list[str]:
+    """The names under which something of a removed folder is still there; a parent that cannot be read counts."""
+    try:
+        names = [path.name for path in final.parent.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        return [final.name]
+    start = f".{final.name}."
+    return [name for name in names if name == final.name or (name.startswith(start) and name.endswith(TEMP_SUFFIX))]
 
 
 def slug(text: str, length: int = 40) -> str:

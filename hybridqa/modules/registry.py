@@ -23,7 +23,7 @@ from hybridqa.catalog import Catalog
 from hybridqa.errors import AdapterError, BaseModelMismatchError, CorruptModuleError, ModuleNotFoundInStoreError
 from hybridqa.files import atomic_dir, atomic_write_text, fsync_dir
 from hybridqa.modules.adapter import read_adapter
-from hybridqa.modules.folders import full_storage_named, remove_folder, remove_unfinished, slug
+from hybridqa.modules.folders import full_storage_named, leftovers, remove_folder, remove_unfinished, slug
 from hybridqa.modules.manifest import MANIFEST_FILE, Manifest, check_files, read_manifest, write_manifest
 from hybridqa.types import Module, ModuleStatus
 
@@ -234,7 +234,20 @@ class ModuleRegistry:
                 parent.rmdir()
 
     def _remove_folders(self, paths: Sequence[Path]) -> None:
+        """Removes versions' folders and forgets those that are gone; the next opening tries the others again."""
+        gone = []
         for path in paths:
-            self._remove_version(path)
-        if paths:
-            self._catalog.drop_garbage(paths)
+            problem: OSError | None = None
+            try:
+                self._remove_version(path)
+            except OSError as error:
+                problem = error
+            if path.is_relative_to(self._module_dir) and (left := leftovers(path)):
+                log.warning(
+                    "files of a removed module are still in %r as %s (%s); check the permissions there",
+                    str(path.parent), left, problem or "they could not be deleted",
+                )  # fmt: skip
+            else:
+                gone.append(path)
+        if gone:
+            self._catalog.drop_garbage(gone)

@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from hybridqa.catalog import Catalog, Ids
+from hybridqa.catalog import Catalog, Ids, State
 from hybridqa.errors import CollectionNotFoundError, EmbedderMismatchError, StoreError
 from hybridqa.retrieval.dense_file import DenseFile, new_index, sweep
 
@@ -30,6 +30,7 @@ FOLDER = "dense"
 LOCK_NAME = ".lock"
 SAVE_SHARE = 8  # a file is written anew when 1/8 of the index has changed since
 _LOCK_SECONDS = 30.0
+NO_STATE: State = (-1, "")
 _ATTEMPTS = 20  # against writers that re-embed the store again and again
 
 
@@ -41,7 +42,7 @@ class _Part:
     lock: Lock = field(default_factory=Lock)
     index: Any = None  # faiss.IndexIDMap2; None before the first vector
     embedder: str | None = None
-    generation: int = -1  # of the catalog, that the index has reached
+    state: State = NO_STATE  # of the catalog, that the index has reached
     unsaved: int = 0  # vectors added or removed since the file was read or written
 
 
@@ -50,7 +51,7 @@ class DenseIndex:
 
     def __init__(self, directory: Path, catalog: Catalog) -> None:
         """Keeps its files in `directory`/dense; reads and writes nothing yet."""
-        self._directory = Path(directory) / FOLDER
+        self._directory = Path(directory).absolute() / FOLDER
         self._catalog = catalog
         self._parts: dict[str, _Part] = {}
         self._parts_lock = Lock()
@@ -104,7 +105,7 @@ class DenseIndex:
             return
         for name in self._catalog.list_collections():
             part = self._part(name)
-            if part.index is not None or part.file.about_path.exists():
+            if part.index is not None or part.file.exists():
                 with part.lock, suppress(CollectionNotFoundError):  # removed since it was listed
                     self._sync_part(part, name)
         self._sweep()
@@ -112,11 +113,22 @@ class DenseIndex:
     def save(self) -> None:
         """Writes what has changed since it was read or written. Raises `StorageFullError`, `OSError`."""
         with self._parts_lock:
-            parts = list(self._parts.values())
-        for part in parts:
+            parts = list(self._parts.items())
+        for collection, part in parts:
             with part.lock:
-                if part.unsaved:
-                    self._save_part(part)
+                if part.unsaved and self._synced(part, collection):
+                    self._save_part(part, collection)
+
+    def _synced(self, part: _Part, collection: str) -> bool:
+        """Whether the part is of the catalog's state by now; what others have removed is not to be written again."""
+        try:
+            self._sync_part(part, collection)
+        except CollectionNotFoundError:
+            return False
+        except StoreError as error:  # a file is a copy: without it, the next start takes longer
+            log.warning("dense index %s is not written: %s", part.file.index_path, error)
+            return False
+        return bool(part.unsaved)
 
     def _part(self, collection: str) -> _Part:
         with self._parts_lock:
@@ -138,8 +150,8 @@ class DenseIndex:
     def _sync_part(self, part: _Part, collection: str) -> None:
         """Adds and removes by the difference of ids; the caller holds the part's lock."""
         for _ in range(_ATTEMPTS):
-            generation = self._catalog.generation()  # first: what is read below may be newer, never older
-            if generation == part.generation:
+            state = self._catalog.state()  # first: what is read below may be newer, never older
+            if state == part.state:
                 return
             embedder = self._catalog.embedder_fingerprint()
             try:
@@ -148,15 +160,15 @@ class DenseIndex:
                 self._forget(part, collection)
                 raise
             if embedder is None or not wanted.size:
-                self._empty(part, embedder, generation)
+                self._empty(part, embedder, state)
                 return
-            if part.embedder != embedder or part.generation > generation:
-                part.index, part.unsaved = self._load(part.file, embedder, wanted, generation), 0
+            if part.embedder != embedder or part.state[0] >= state[0]:
+                part.index, part.unsaved = self._load(part.file, embedder, wanted, state), 0
             index_ids = np.empty(0, np.int64) if part.index is None else _ids_of(part.index)
             gone = np.setdiff1d(index_ids, wanted, assume_unique=True)
             fresh, vectors_N_D = self._catalog.vectors(np.setdiff1d(wanted, index_ids, assume_unique=True))
             if self._catalog.embedder_fingerprint() != embedder:
-                part.generation = -1  # re-embedded meanwhile: which vectors were read is not certain
+                part.state = NO_STATE  # re-embedded meanwhile: which vectors were read is not certain
                 part.embedder = None
                 continue
             if gone.size:
@@ -166,54 +178,64 @@ class DenseIndex:
                 if part.index is None:
                     part.index = new_index(vectors_N_D.shape[1])
                 part.index.add_with_ids(vectors_N_D, fresh)
-            part.embedder, part.generation = embedder, generation
+            part.embedder, part.state = embedder, state
             part.unsaved += gone.size + fresh.size
             if part.index is not None and part.unsaved * SAVE_SHARE > part.index.ntotal:
-                self._try_save(part)
+                self._try_save(part, collection)
             return
         raise StoreError("the store's vectors are being replaced all the time; let the other process end, then repeat.")
 
-    def _load(self, file: DenseFile, embedder: str, wanted: Ids, generation: int) -> Any | None:
+    def _load(self, file: DenseFile, embedder: str, wanted: Ids, state: State) -> Any | None:
         """The index of the file, if its vectors are the catalog's."""
         newest, vector_1_D = self._catalog.vectors(wanted[-1:])
         if not newest.size:
             return None
-        index = file.load(embedder, vector_1_D.shape[1], generation)
-        if index is None or not index.ntotal:
+        loaded = file.load(embedder, vector_1_D.shape[1], state)
+        if loaded is None or not loaded[0].ntotal:
             return None
-        # a catalog put back from a backup gives ids anew: then the newest id in both has two different vectors
-        common = np.intersect1d(_ids_of(index), wanted, assume_unique=True)[-1:]
-        if common.size:
-            _, known_1_D = self._catalog.vectors(common)
-            if not len(known_1_D) or not np.array_equal(index.reconstruct(int(common[0])), known_1_D[0]):
-                log.warning("dense index %s is of another state of the store; rebuilding it", file.index_path)
-                return None
+        index, known = loaded
+        if not known and not self._agrees(index, wanted):
+            log.warning("dense index %s is of another state of the store; rebuilding it", file.index_path)
+            return None
         return index
 
-    def _empty(self, part: _Part, embedder: str | None, generation: int) -> None:
+    def _agrees(self, index: Any, wanted: Ids) -> bool:
+        """Whether every vector that is in both is the same: a catalog put back from a backup gives ids anew."""
+        common = np.intersect1d(_ids_of(index), wanted, assume_unique=True)
+        return all(
+            np.array_equal(index.reconstruct_batch(ids), vectors_N_D)
+            for ids, vectors_N_D in self._catalog.iter_vectors(ids=common)
+        )
+
+    def _empty(self, part: _Part, embedder: str | None, state: State) -> None:
         part.file.remove()
-        part.index, part.embedder, part.generation, part.unsaved = None, embedder, generation, 0
+        part.index, part.embedder, part.state, part.unsaved = None, embedder, state, 0
 
     def _forget(self, part: _Part, collection: str) -> None:
         """Drops a collection that is not in the catalog."""
-        self._empty(part, None, -1)
+        self._empty(part, None, NO_STATE)
         with self._parts_lock:
             self._parts.pop(collection, None)
 
-    def _save_part(self, part: _Part) -> None:
+    def _save_part(self, part: _Part, collection: str) -> None:
         if part.index is None:
             return
         assert part.embedder is not None
         self._directory.mkdir(parents=True, exist_ok=True)
         with FileLock(self._directory / LOCK_NAME, timeout=_LOCK_SECONDS):  # two savers would mix their pairs
             sweep(self._directory)
-            part.file.save(part.index, part.embedder, part.generation)
+            part.file.save(part.index, part.embedder, part.state)
         part.unsaved = 0
+        if self._catalog.state() != part.state:  # a removal may have deleted the file just before it was written
+            with suppress(CollectionNotFoundError):
+                if np.isin(_ids_of(part.index), self._catalog.vector_ids(collection)).all():
+                    return
+            part.file.remove()
 
-    def _try_save(self, part: _Part) -> None:
+    def _try_save(self, part: _Part, collection: str) -> None:
         """Saves if that is possible: a full disk or a read-only store costs the next start time, not this search."""
         try:
-            self._save_part(part)
+            self._save_part(part, collection)
         except (OSError, Timeout) as error:
             log.warning("dense index %s could not be written: %s", part.file.index_path, error)
 

@@ -16,6 +16,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from hybridqa.catalog_rows import State
 from hybridqa.files import TEMP_SUFFIX, atomic_write_bytes, atomic_write_text
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class DenseFile:
         self.index_path = directory / f"{name}.faiss"
         self.about_path = directory / f"{name}.json"
 
-    def save(self, index: Any, embedder: str, generation: int) -> None:
+    def save(self, index: Any, embedder: str, state: State) -> None:
         """Replaces the file; a kill in between leaves a pair that `load` refuses. Raises `StorageFullError`."""
         data = faiss.serialize_index(index).tobytes()
         about = {
@@ -45,15 +46,19 @@ class DenseFile:
             "embedder": embedder,
             "dimension": int(index.d),
             "vectors": int(index.ntotal),
-            "generation": generation,
+            "generation": state[0],
+            "token": state[1],
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         self.index_path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(self.index_path, data)
         atomic_write_text(self.about_path, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
-    def load(self, embedder: str, dimension: int, generation: int) -> Any | None:
-        """The index if it is whole, of this embedder, and no newer than `generation`; else None."""
+    def load(self, embedder: str, dimension: int, state: State) -> tuple[Any, bool] | None:
+        """The index if it is whole, of this embedder and no newer than `state`, and whether it is of just this state.
+
+        One that is not may be of another history: a catalog put back from a backup gives ids anew.
+        """
         try:
             about = json.loads(self.about_path.read_text(encoding="utf-8"))
             data = self.index_path.read_bytes()
@@ -62,7 +67,7 @@ class DenseFile:
         except (OSError, ValueError) as error:
             log.warning("dense index %s is not readable (%s); rebuilding it", self.index_path, error)
             return None
-        problem = self._problem(about, data, embedder, dimension, generation)
+        problem = self._problem(about, data, embedder, dimension, state[0])
         if problem is None:
             try:
                 index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
@@ -70,10 +75,14 @@ class DenseFile:
                 problem = f"faiss cannot read it: {error}"
             else:
                 if isinstance(index, faiss.IndexIDMap2) and (index.d, index.ntotal) == (dimension, about["vectors"]):
-                    return index
+                    return index, bool(state[1]) and (about["generation"], about.get("token")) == state
                 problem = "it is another kind of index"
         log.warning("dense index %s is not usable (%s); rebuilding it", self.index_path, problem)
         return None
+
+    def exists(self) -> bool:
+        """Whether either of the two is there: a kill between their removals leaves one."""
+        return self.about_path.exists() or self.index_path.exists()
 
     def remove(self) -> None:
         """Deletes what there is; what cannot be deleted is never read as current either."""

@@ -19,7 +19,7 @@ from pypdf import PdfReader, PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
 from hybridqa.errors import UnreadableDocumentError
-from hybridqa.ingest.readers import SourceText, read_bytes, read_path, walk
+from hybridqa.ingest.readers import SourceText, is_folder, read_bytes, read_path, walk
 from hybridqa.ingest.source import normalise
 
 LIMIT = 1_000_000
@@ -90,7 +90,11 @@ def test_encodings(data: bytes) -> None:
 
 
 def test_latin_1_is_the_last_resort() -> None:
-    assert read(b"caf\xe9 \x81", "a.txt").text == "café \x81"
+    assert read(b"caf\xe9 \x81, two\x81\xa0words", "a.txt").text == "café , two\xa0words"  # \x81 is no character
+
+
+def test_next_line_ends_a_line() -> None:
+    assert read("one\x85two\x9d", "a.txt").text == "one\ntwo"
 
 
 def test_a_declared_encoding_is_used() -> None:
@@ -98,6 +102,19 @@ def test_a_declared_encoding_is_used() -> None:
     assert read(markup.encode("koi8-r"), "a.html").text == "Привет"
     assert read(b"<meta charset='no-such'><p>caf\xe9</p>", "a.html").text == "café"
     assert read(b"<meta charset='hex'><p>caf\xe9</p>", "a.html").text == "café"
+
+
+@pytest.mark.parametrize("label", ["utf-16", "UTF-16LE", "utf-32", "unicode", "unicode_escape"])
+def test_markup_that_can_be_read_is_in_no_wide_encoding(label: str) -> None:
+    for space in ("", " "):  # an even and an odd number of bytes
+        markup = f"<html><head><meta charset='{label}'></head><body><p>The price is 40 €\\x41.{space}</p></body></html>"
+        assert read(markup.encode(), "a.html").text == "The price is 40 €\\x41."
+
+
+@pytest.mark.parametrize("label", ["iso-8859-1", "latin-1", "latin1", "ascii", "US-ASCII"])
+def test_latin_1_on_the_web_is_windows_1252(label: str) -> None:
+    markup = f"<meta charset={label}><p>It’s “here” for 5 €</p>".encode("cp1252")
+    assert read(markup, "a.html").text == "It’s “here” for 5 €"
 
 
 @settings(deadline=None)
@@ -108,6 +125,7 @@ def test_normalising_again_changes_nothing(text: str) -> None:
     once.encode("utf-8")
     assert "\r" not in once
     assert "\x00" not in once
+    assert not any("\x7f" <= character < "\xa0" for character in once)
 
 
 MARKDOWN = """---
@@ -429,3 +447,27 @@ def test_walking(tmp_path: Path) -> None:
         walk(tmp_path / "folder.txt")
     with pytest.raises(UnreadableDocumentError, match="nothing at"):
         walk(tmp_path / "nowhere")
+
+
+def test_what_may_not_be_looked_at_is_named(open_folder: Path) -> None:
+    """A folder without permission to read, and one without permission to enter."""
+    for name in ("a.txt", "closed/b.txt", "listed/c.txt"):
+        (open_folder / name).parent.mkdir(exist_ok=True)
+        (open_folder / name).write_text("some words")
+    (open_folder / "closed").chmod(0o000)
+    (open_folder / "listed").chmod(0o444)
+    problems: list[UnreadableDocumentError] = []
+    assert [path.name for path in walk(open_folder, problems.append)] == ["a.txt"]
+    texts = sorted(map(str, problems))
+    assert [("closed" in text, "c.txt" in text) for text in texts] == [(True, False), (False, True)]
+    assert all("Permission denied" in text for text in texts)
+    with pytest.raises(UnreadableDocumentError, match="closed"):
+        walk(open_folder)
+    with pytest.raises(UnreadableDocumentError, match="Permission denied"):
+        is_folder(open_folder / "closed" / "below")
+
+
+def test_a_text_that_was_given_for_a_path() -> None:
+    for call in (is_folder, walk):
+        with pytest.raises(UnreadableDocumentError, match="too long"):
+            call(Path("word " * 100))

@@ -147,7 +147,7 @@ def test_halves_shapes_and_values_that_cannot_be_are_found(tmp_path: Path) -> No
 def test_a_damaged_configuration_is_found(tmp_path: Path, text: str) -> None:
     folder = write_lora(tmp_path / "a")
     (folder / "adapter_config.json").write_text(text)
-    with pytest.raises(CorruptModuleError, match="adapter_config"):
+    with pytest.raises(CorruptModuleError, match=r"adapter_config.*`hybridqa modules rollback MODULE`"):
         read_adapter(folder)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(CorruptModuleError, match="adapter_config"):

@@ -170,6 +170,28 @@ def test_removing_a_document_removes_its_folders_even_after_a_kill_between(
     assert not removed[1].path.parent.exists() and kept.path.exists() and catalog.list_garbage() == []
 
 
+def test_files_that_cannot_be_deleted_stay_on_record(open_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    modules = open_folder / "modules"
+    with Catalog.open(open_folder / "catalog.sqlite3", create=True, module_dir=modules) as catalog:
+        folders = [modules / "default" / f"a-{number}" / "v0001" for number in range(3)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+            (folder / "adapter_model.safetensors").write_text("secret")
+        folders[0].chmod(0o555)  # its files cannot be deleted
+        folders[1].parent.chmod(0o555)  # nor can this one's name be taken away
+        catalog.add_garbage([*folders, open_folder / "elsewhere"])
+        for _ in range(2):
+            caplog.clear()
+            ModuleRegistry(catalog, modules, BASE)
+            assert catalog.list_garbage() == folders[:2]
+            assert [("a-0" in text, "a-1" in text) for text in caplog.messages] == [(True, False), (False, True)]
+        for path in modules.rglob("*"):
+            path.chmod(0o755)
+        ModuleRegistry(catalog, modules, BASE)
+        assert catalog.list_garbage() == []
+        assert not list(modules.rglob("*.safetensors"))
+
+
 def test_versions_are_never_given_twice(registry: ModuleRegistry, catalog: Catalog, tmp_path: Path) -> None:
     publish(registry, tmp_path, 1)
     registry.remove_for(catalog.remove_document("default", "doc"))

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.errors import CollectionNotFoundError, EmbedderMismatchError
 from hybridqa.retrieval.dense import DenseIndex
+from hybridqa.retrieval.dense_file import DenseFile
 from hybridqa.types import Document
 
 DIMENSION = 8
@@ -192,6 +194,93 @@ def test_a_catalog_put_back_from_a_backup_is_not_answered_from_the_newer_file(tm
             put(catalog, "a", f"new {n}", RANDOM.standard_normal((4, DIMENSION)))
         query_D = query()
         agree(DenseIndex(tmp_path, catalog).search(query_D, 9, "a"), brute(catalog, query_D, 9, "a"))
+
+
+def test_a_backup_is_told_from_the_newer_file_by_more_than_its_newest_vector(tmp_path: Path, put: Put) -> None:
+    """Both histories end with the same vector under the same id, as the same document added again makes it."""
+    backup, path = tmp_path / "backup.sqlite3", tmp_path / "catalog.sqlite3"
+    old_N_D, lost_N_D, same_N_D, new_N_D = (RANDOM.standard_normal((2, DIMENSION)) for _ in range(4))
+    with Catalog.open(path, create=True) as catalog:
+        put(catalog, "a", "old", old_N_D)
+    shutil.copy(path, backup)
+    with Catalog.open(path) as catalog:
+        put(catalog, "a", "lost", lost_N_D)
+        put(catalog, "a", "same", same_N_D)
+        DenseIndex(tmp_path, catalog).sync("a")
+        state = catalog.state()
+    shutil.copy(backup, path)
+    with Catalog.open(path) as catalog:
+        put(catalog, "a", "new", new_N_D)
+        put(catalog, "a", "same", same_N_D)
+        assert catalog.state()[0] == state[0]
+        assert catalog.state() != state
+        query_D = query()
+        agree(DenseIndex(tmp_path, catalog).search(query_D, 9, "a"), brute(catalog, query_D, 9, "a"))
+
+
+def test_a_file_of_just_this_state_is_not_compared(
+    catalog: Catalog, tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(catalog, "a", "d", RANDOM.standard_normal((20, DIMENSION)))
+    DenseIndex(tmp_path, catalog).sync("a")
+    monkeypatch.setattr(Catalog, "iter_vectors", None)
+    monkeypatch.setattr(Catalog, "vectors", lambda catalog, ids: (ids, np.empty((len(ids), DIMENSION), np.float32)))
+    assert len(DenseIndex(tmp_path, catalog).search(query(), 30, "a")) == 20
+
+
+def test_what_another_process_has_removed_is_not_written_again(catalog: Catalog, tmp_path: Path, put: Put) -> None:
+    put(catalog, "a", "kept", RANDOM.standard_normal((40, DIMENSION)))
+    stale, other = DenseIndex(tmp_path, catalog), DenseIndex(tmp_path, catalog)
+    stale.sync("a")
+    secret_N_D = put(catalog, "a", "secret", RANDOM.standard_normal((1, DIMENSION)))
+    stale.search(query(), 1, "a")  # holds it, and has not written it
+    other.sync("a")
+    catalog.remove_document("a", "secret")
+    other.sync()
+    stale.save()
+    assert not any(secret_N_D.tobytes() in path.read_bytes() for path in (tmp_path / "dense").iterdir())
+    agree(stale.search(query_D := query(), 9, "a"), brute(catalog, query_D, 9, "a"))
+
+
+def test_what_is_removed_while_it_is_written_leaves_the_disk(
+    catalog: Catalog, tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(catalog, "a", "kept", RANDOM.standard_normal((4, DIMENSION)))
+    put(catalog, "a", "secret", RANDOM.standard_normal((1, DIMENSION)))
+    save = DenseFile.save
+
+    def slow(*words: Any) -> None:
+        catalog.remove_document("a", "secret")  # its remover finds no file to take it out of
+        save(*words)
+
+    monkeypatch.setattr(DenseFile, "save", slow)
+    DenseIndex(tmp_path, catalog).sync("a")
+    assert list((tmp_path / "dense").glob("*.faiss")) == []
+
+
+@pytest.mark.parametrize("suffix", ["json", "faiss"])
+def test_half_of_a_removal_is_ended(catalog: Catalog, tmp_path: Path, put: Put, suffix: str) -> None:
+    """A kill between the two: the collection has nothing left, and nothing of it stays on the disk."""
+    put(catalog, "a", "d", RANDOM.standard_normal((5, DIMENSION)))
+    DenseIndex(tmp_path, catalog).sync("a")
+    catalog.remove_document("a", "d")
+    [path] = (tmp_path / "dense").glob(f"*.{suffix}")
+    path.unlink()
+    DenseIndex(tmp_path, catalog).sync()
+    assert not [path.name for path in (tmp_path / "dense").iterdir() if path.suffix in (".json", ".faiss")]
+
+
+def test_the_files_stay_where_they_were(
+    catalog: Catalog, tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(catalog, "a", "d", RANDOM.standard_normal((5, DIMENSION)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    dense = DenseIndex(Path("store"), catalog)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    dense.sync("a")
+    assert len(list((tmp_path / "store" / "dense").glob("*.faiss"))) == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_threads_search_while_others_add_and_remove(catalog: Catalog, tmp_path: Path, put: Put) -> None:

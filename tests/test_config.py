@@ -1,0 +1,48 @@
+"""Settings that cannot be used are refused with the file or the name that is to be mended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hybridqa import HybridQA
+from hybridqa.config import CONFIG_NAME, Settings
+from hybridqa.errors import ConfigError, StoreError
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_NAME).write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"hybridqa\.toml' is not in UTF-8"):
+        Settings.load(tmp_path)
+
+
+def test_a_file_that_cannot_be_read(open_folder: Path) -> None:
+    (open_folder / CONFIG_NAME).touch(0o000)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        Settings.load(open_folder)
+    open_folder.joinpath("closed").mkdir(0o000)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        Settings.load(open_folder / "closed")
+
+
+def test_a_module_must_fit_into_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"'module_rank' is 65 and 'max_lora_rank' 64;.*max_lora_rank = 128 or a"):
+        Settings.load(tmp_path, module_rank=65)
+    with pytest.raises(ConfigError, match="Set a smaller module_rank"):
+        Settings.load(tmp_path, module_rank=513)
+    (tmp_path / CONFIG_NAME).write_text("max_lora_rank = 128\n")
+    monkeypatch.setenv("HYBRIDQA_MODULE_RANK", "128")  # the two go together only with the store's file
+    assert Settings.load(tmp_path).module_rank == 128
+
+
+def test_a_store_where_none_can_be(open_folder: Path) -> None:
+    (open_folder / "file").touch()
+    (open_folder / "fixed").mkdir(0o555)
+    for path, why in (("file", "Not a directory"), ("file/below", "Not a directory"), ("fixed/x", "Permission denied")):
+        with pytest.raises(StoreError, match=f"{why}; expected a folder"):
+            HybridQA.open(open_folder / path, create=True)
+    HybridQA.open(open_folder / "store", create=True).close()
+    (open_folder / "store" / "indexes").chmod(0o600)
+    with pytest.raises(StoreError, match="Permission denied; expected a folder"):
+        HybridQA.open(open_folder / "store")
