@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_model_len: int = Field(4096, ge=256)
     max_lora_rank: int = 64  # the ranks of one stack sum to at most this
     max_stacks: int = Field(4, ge=1)  # different stacks in one batch
-    kv_cache_mb: int = Field(512, ge=16)
+    kv_cache_mb: int | None = Field(None, ge=16)  # None: 512 on a CPU, 4096 on a GPU
     seed: int = 0
 
     passage_tokens: int = Field(200, ge=16)  # in the embedder's tokens

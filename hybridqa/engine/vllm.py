@@ -32,7 +32,7 @@ class VllmEngine:
         max_model_len: int = 4096,
         max_lora_rank: int = 64,
         max_stacks: int = 4,
-        kv_cache_mb: int = 512,
+        kv_cache_mb: int | None = None,
         max_requests: int = 32,
         seed: int = 0,
     ) -> None:

@@ -35,7 +35,7 @@ class VllmSettings:
     max_model_len: int = 4096
     max_lora_rank: int = 64
     max_stacks: int = 4  # different adapters in one batch
-    kv_cache_mb: int = 512
+    kv_cache_mb: int | None = None  # None: 512 on a CPU, 4096 on a GPU
     max_requests: int = 32  # in one batch, CPU only
     seed: int = 0
 
@@ -135,7 +135,7 @@ def _arguments(model: ModelFolder, settings: VllmSettings, cpu: bool) -> dict[st
         "max_loras": settings.max_stacks,
         "max_lora_rank": settings.max_lora_rank,
         "max_cpu_loras": settings.max_loaded,
-        "kv_cache_memory_bytes": settings.kv_cache_mb << 20,
+        "kv_cache_memory_bytes": (settings.kv_cache_mb or (512 if cpu else 4096)) << 20,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
