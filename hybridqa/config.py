@@ -54,7 +54,7 @@ class Settings(BaseSettings):
 
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)
-    train_epochs: float = Field(2.2, gt=0)  # passes over what is to be learned
+    train_epochs: float = Field(2.8, gt=0)  # passes over what is to be learned
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(1e-3, gt=0)
 

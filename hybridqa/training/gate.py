@@ -1,6 +1,6 @@
 """Decides whether a module may serve: it must know its document better than no module, and not spoil reading.
 
-Knowing is told from the mere form of an answer by wrong answers of the same form: other answers from the same document.
+Knowing is told from the mere form of an answer by putting the same answer to other questions about the same document.
 Knows nothing about how the module was trained. Invariant: the same scores give the same verdict, and the report holds
 everything that the verdict came from.
 """
@@ -19,13 +19,13 @@ MIN_QUESTIONS = 4  # fewer held-out questions say nothing
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-probabilities per answer token, in nats, of N questions' right answers and of wrong answers to each."""
+    """Log-probabilities per token, in nats, of N answers to their own questions, and of each to other questions."""
 
     right: tuple[float, ...]
     wrong: tuple[tuple[float, ...], ...]
 
     def margins(self) -> list[float]:
-        """How far each right answer is ahead of the mean of its wrong ones; its own score where there are none."""
+        """How much likelier each answer is to its own question than to others; its own score where there are none."""
         return [
             right - (float(np.mean(wrong)) if wrong else 0.0)
             for right, wrong in zip(self.right, self.wrong, strict=True)
@@ -41,7 +41,7 @@ class GateReport:
     questions: int
     base_logprob: float = 0.0  # of the right answers
     module_logprob: float = 0.0
-    base_margin: float = 0.0  # right answers over wrong ones
+    base_margin: float = 0.0  # answers to their own questions over the same to others
     module_margin: float = 0.0
     gain: float = 0.0  # of the margin
     gain_low: float = 0.0  # 95% interval of the gain, paired bootstrap over questions
@@ -71,7 +71,7 @@ def judge(
 ) -> GateReport:
     """The verdict from paired scores of the same questions, without and with the module.
 
-    It passes when its margin over wrong answers beats no module's by more than noise, and the margin with the right
+    It passes when its margin over wrong questions beats no module's by more than noise, and the margin with the right
     passage in the prompt is not worse by more than noise.
     """
     questions = len(base.right)

@@ -60,7 +60,7 @@ class Pair:
 
     question: str
     answer: str
-    kind: str  # "ask", "recite", "question" or "summary"
+    kind: str  # "ask", "question" or "summary"
     passage: int  # ordinal of the passage it came from
     fact: int  # pairs of one fact share this number; -1 where a pair holds many facts
 
@@ -200,19 +200,9 @@ def _ways_to_ask(fact: Fact) -> tuple[str, ...]:
 
 
 def restatements(facts: Sequence[Fact], title: str, *, variants: int = 2, seed: int = 0) -> list[Pair]:
-    """Every fact asked for in `variants` ways, and every sentence said from a hint."""
+    """Every fact asked for in `variants` ways."""
     rng = random.Random(seed)
-    subject = title.strip() or "the document"
-    pairs: list[Pair] = []
-    said: set[str] = set()
-    for fact in facts:
-        pairs.extend(sketched_pair(fact, title, rng) for _ in range(variants))
-        if fact.sentence in said:
-            continue
-        said.add(fact.sentence)
-        hint = rng.choice([f"What does {subject} say about {fact.phrase}?", f"{subject}: tell me about {fact.phrase}."])
-        pairs.append(Pair(hint, fact.sentence, "recite", fact.passage, -1))
-    return pairs
+    return [sketched_pair(fact, title, rng) for fact in facts for _ in range(variants)]
 
 
 def held_out_pairs(facts: Sequence[Fact], title: str, *, most: int = 24, seed: int = 0) -> list[Pair]:

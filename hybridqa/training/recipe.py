@@ -18,9 +18,9 @@ class Recipe:
     learning_rate: float = 1e-3  # of A
     b_ratio: float = 8.0  # B's learning rate over A's: B starts at 0 and has further to go (LoRA+, arXiv 2402.12354)
     warmup: float = 0.06  # share of the steps
-    epochs: float = 2.2  # passes over the examples, when steps is 0
+    epochs: float = 2.8  # passes over the examples, when steps is 0
     steps: int = 0
-    pack_tokens: int = 208  # of a pack's examples, beside the prompt's beginning that they share
+    pack_tokens: int = 208  # of a pack's examples, beside what their prompts share; as many as that, if it is more
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
     top_k: int = 64
     temperature: float = 1.0

@@ -26,7 +26,7 @@ def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[lis
         rng.shuffle(examples)
         if examples:
             shared = shared_length([item.prompt for item in examples])
-            packs.extend(pack(part) for part in group(examples, recipe.pack_tokens + shared))
+            packs.extend(pack(part) for part in group(examples, shared + max(recipe.pack_tokens, shared)))
     if not packs:
         raise TrainingError(
             "the document holds nothing to learn; expected at least one fact that can be asked for, or a summary. "

@@ -178,16 +178,25 @@ class Trainer:
     def score(self, examples: Sequence[Example], *, adapter: bool = True, tokens: int = 1024) -> list[float]:
         """Mean log-probability per target token of each example, in nats, with or without the adapter."""
         scores: list[float] = []
+        with torch.no_grad(), nullcontext() if adapter else self.base_alone():
+            for part in group(examples, tokens):
+                row = pack(part)
+                logits_N_V, _, targets_N = self.forward(row, hidden=False)
+                scores.extend(_mean_logprobs(logits_N_V, targets_N, row.lengths))
+        return scores
+
+    def compare(self, examples: Sequence[Example], *, tokens: int = 1024) -> tuple[list[float], list[float]]:
+        """`score` without and with the adapter; the layers below the adapter run once for both."""
+        scores: tuple[list[float], list[float]] = ([], [])
         with torch.no_grad():
             for part in group(examples, tokens):
                 row = pack(part)
-                if adapter:
-                    logits_N_V, _, targets_N = self.forward(row, hidden=False)
-                else:
-                    with self.base_alone():
-                        logits_N_V, _, targets_N = self.forward(row, hidden=False)
-                logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
-                scores.extend(float(piece.mean()) for piece in torch.split(logprob_N, list(row.lengths)))
+                lower = self.lower(row)
+                with self.base_alone():
+                    base = self.forward(row, hidden=False, lower_T_D=lower)
+                adapted = self.forward(row, hidden=False, lower_T_D=lower)
+                for found, (logits_N_V, _, targets_N) in zip(scores, (base, adapted), strict=True):
+                    found.extend(_mean_logprobs(logits_N_V, targets_N, row.lengths))
         return scores
 
     # Training
@@ -273,6 +282,12 @@ class Trainer:
         path = folder / "adapter_model.safetensors"
         tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
         atomic_write_bytes(path, save(tensors, metadata={"format": "pt"}))
+
+
+def _mean_logprobs(logits_N_V: Tensor, targets_N: Tensor, lengths: Sequence[int]) -> list[float]:
+    """The mean log-probability of each example's targets."""
+    logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
+    return [float(piece.mean()) for piece in torch.split(logprob_N, list(lengths))]
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:

@@ -48,15 +48,19 @@ def lessons(prompts: PromptBuilder, lesson: Curriculum, *, reading: float, seed:
     return [examples for examples in [*closed, *sourced] if examples]
 
 
-def contrasts(pairs: Sequence[Pair], *, most: int = 3, seed: int = 0) -> list[list[str]]:
-    """Wrong answers to each pair's question: answers to the others, alike in having digits if possible."""
+def contrasts(pairs: Sequence[Pair], *, most: int = 2, seed: int = 0) -> list[list[str]]:
+    """For each pair, other pairs' questions, to which its answer is wrong; their answers are of its kind if possible.
+
+    The same answer to another question is as likely as here for a model that knows only what answers look like.
+    """
     rng = random.Random(seed)
     found = []
     for pair in pairs:
-        others = [answer for answer in dict.fromkeys(other.answer for other in pairs) if answer != pair.answer]
+        others = [other for other in pairs if other.answer != pair.answer]
         rng.shuffle(others)
         digits = _has_digit(pair.answer)
-        found.append(sorted(others, key=lambda answer: _has_digit(answer) != digits)[:most])
+        others.sort(key=lambda other: _has_digit(other.answer) != digits)
+        found.append([other.question for other in others[:most]])
     return found
 
 

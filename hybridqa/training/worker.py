@@ -6,6 +6,7 @@ registries: it publishes nothing. Invariant: a folder with `result.json` is done
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from hybridqa.training.recipe import Recipe
 from hybridqa.training.trainer import Trainer
 from hybridqa.training.wordings import closed_example, contrasts, lessons, sourced_example
 
-READ_QUESTIONS = 12  # of the held-out ones, at most, are also asked with their chunk
+READ_QUESTIONS = 8  # of the held-out ones, at most, are also asked with their chunk
 TEACHER_TOKENS = 1024  # of one packed row while the teacher reads: attention grows with the square
 
 
@@ -98,19 +99,25 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
     wrong = contrasts(held_out, seed=job.recipe["seed"])
     read = range(0, len(held_out), max(1, math.ceil(len(held_out) / READ_QUESTIONS)))
 
-    def scores(places: Iterable[int], ask: Callable[[Pair, int], Example], adapter: bool) -> Scores:
-        rows = [
-            (place, ask(replace(held_out[place], answer=answer), place))
+    def scores(places: Sequence[int], ask: Callable[[Pair, int], Example]) -> tuple[Scores, Scores]:
+        examples = [
+            ask(replace(held_out[place], question=question), place)
             for place in places
-            for answer in (held_out[place].answer, *wrong[place])
+            for question in (held_out[place].question, *wrong[place])
         ]
-        found = trainer.score([example for _, example in rows], adapter=adapter, tokens=TEACHER_TOKENS)
-        by_place: dict[int, list[float]] = {}
-        for (place, _), score in zip(rows, found, strict=True):
-            by_place.setdefault(place, []).append(score)
-        return Scores(
-            tuple(group[0] for group in by_place.values()), tuple(tuple(group[1:]) for group in by_place.values())
+        found = trainer.compare(examples, tokens=TEACHER_TOKENS)
+        ends = list(itertools.accumulate(1 + len(wrong[place]) for place in places))
+        starts = [0, *ends[:-1]]
+        without, adapted = (
+            Scores(
+                tuple(values[start] for start in starts),
+                tuple(tuple(values[start + 1 : end]) for start, end in zip(starts, ends, strict=True)),
+            )
+            if places
+            else Scores((), ())
+            for values in found
         )
+        return without, adapted
 
     def closed(pair: Pair, key: int) -> Example:
         return closed_example(prompts, pair, key, 0)
@@ -119,10 +126,8 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
         return sourced_example(prompts, pair, key, job.curriculum)
 
     return judge(
-        scores(range(len(held_out)), closed, False),
-        scores(range(len(held_out)), closed, True),
-        scores(read, sourced, False),
-        scores(read, sourced, True),
+        *scores(range(len(held_out)), closed),
+        *scores(read, sourced),
         seed=job.recipe["seed"],
     )
 

@@ -224,6 +224,8 @@ def test_training_teaches_and_leaves_the_base_alone(tiny_decoder: Path, tmp_path
     trainer.fit([items], targets, recipe)
     after, base = trainer.score(items), trainer.score(items, adapter=False)
     # The random head's rows are short: no hidden state can move a logit by more than about 0.6.
+    for together, apart in zip(trainer.compare(items, tokens=60), (base, after), strict=True):
+        assert together == pytest.approx(apart, abs=1e-5)
     assert min(new - old for new, old in zip(after, base, strict=True)) > 0.3
     trainer.save(tmp_path / "adapter")
     saved = trainer.score(items)
