@@ -170,7 +170,7 @@ fi
 if $done_already; then exit; fi
 
 if ! $usable; then
-  [[ ! -e $VENV || -e $MADE ]] || die "$PWD/$VENV cannot be used: it has no Python 3.11 to 3.14, or was" \
+  [[ ! -e $VENV || -e $MADE || -z $(ls -A "$VENV" 2>/dev/null) ]] || die "$PWD/$VENV cannot be used: it has no Python 3.11 to 3.14, or was" \
     "installed for another place, device or Python. This script did not make it; move it away, then run ./install.sh again."
   python=$(find_python)
   say "making $VENV with $("$python" --version)"

@@ -47,8 +47,11 @@ def question_prompt(fact: Fact) -> str:
 
 
 def summary_prompt(title: str, chunk: str) -> str:
-    """Asks for a summary of a chunk as a continuation."""
-    return f"{title}\n\n{chunk}\n\nSummary of the text above in two sentences:"
+    """Asks for a summary of a chunk as a continuation.
+
+    It ends with the empty line that a model would write first, at which the continuation would be stopped.
+    """
+    return f"{title}\n\n{chunk}\n\nSummary of the text above in two sentences:\n\n"
 
 
 class Synthesiser:

@@ -96,6 +96,7 @@ def test_the_synthesiser_keeps_what_passes_and_counts_the_rest() -> None:
 
     def generate(prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
         asked.append(list(prompts))
+        assert max_tokens < 50 or all(prompt.endswith(stop) for prompt in prompts)  # else it stops before it begins
         if max_tokens < 50:
             return [" How much water does the Lumen kettle hold?\n\nText:"] * len(prompts)
         return [" The Lumen kettle holds 1.7 litres of water. And th"] * len(prompts)
