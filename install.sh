@@ -170,7 +170,8 @@ fi
 if $done_already; then exit; fi
 
 if ! $usable; then
-  [[ ! -e $VENV || -e $MADE || -z $(ls -A "$VENV" 2>/dev/null) ]] || die "$PWD/$VENV cannot be used: it has no Python 3.11 to 3.14, or was" \
+  rmdir "$VENV" 2>/dev/null || true # an empty one: killed before it was marked
+  [[ ! -e $VENV || -e $MADE ]] || die "$PWD/$VENV cannot be used: it has no Python 3.11 to 3.14, or was" \
     "installed for another place, device or Python. This script did not make it; move it away, then run ./install.sh again."
   python=$(find_python)
   say "making $VENV with $("$python" --version)"
