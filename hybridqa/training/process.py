@@ -63,7 +63,7 @@ def train(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _environment() -> dict[str, str]:
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    # What suits an engine that shares its cores costs a trainer a third of its speed (measured on two cores).
+    # Threads that sleep between steps suit an engine that shares its cores; they slow a trainer that has its own.
     environment.pop("OMP_WAIT_POLICY", None)
     root = Path(hybridqa.__file__).absolute().parent.parent
     if root.name not in ("site-packages", "dist-packages"):  # those are found anyway, and after Python's own modules

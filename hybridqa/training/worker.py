@@ -105,19 +105,9 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
             for place in places
             for question in (held_out[place].question, *wrong[place])
         ]
-        found = trainer.compare(examples, tokens=TEACHER_TOKENS)
-        ends = list(itertools.accumulate(1 + len(wrong[place]) for place in places))
-        starts = [0, *ends[:-1]]
-        without, adapted = (
-            Scores(
-                tuple(values[start] for start in starts),
-                tuple(tuple(values[start + 1 : end]) for start, end in zip(starts, ends, strict=True)),
-            )
-            if places
-            else Scores((), ())
-            for values in found
-        )
-        return without, adapted
+        sizes = [1 + len(wrong[place]) for place in places]
+        without, adapted = trainer.compare(examples, tokens=TEACHER_TOKENS)
+        return _by_question(without, sizes), _by_question(adapted, sizes)
 
     def closed(pair: Pair, key: int) -> Example:
         return closed_example(prompts, pair, key, 0)
@@ -130,6 +120,13 @@ def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pa
         *scores(read, sourced),
         seed=job.recipe["seed"],
     )
+
+
+def _by_question(values: Sequence[float], sizes: Sequence[int]) -> Scores:
+    """Scores laid out question by question, the right one first."""
+    rest = iter(values)
+    groups = [tuple(itertools.islice(rest, size)) for size in sizes]
+    return Scores(tuple(group[0] for group in groups), tuple(group[1:] for group in groups))
 
 
 def end_with_parent() -> None:
