@@ -18,7 +18,7 @@ from hybridqa.training.checkpoint import CHECKPOINT
 from hybridqa.training.objectives import TeacherTargets, summarise_teacher
 from hybridqa.training.packing import Example, group, pack, shared_length
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.schedule import schedule
+from hybridqa.training.schedule import rows_of, second_plan, steps_of
 from hybridqa.training.trainer import Trainer
 
 
@@ -107,8 +107,8 @@ def test_loss_and_gradients_equal_a_plain_implementation(tiny_decoder: Path, par
         targets = trainer.teach(teachers, recipe)
         first = int(4 * first_layer)
         with torch.no_grad(), trainer.base_alone():
-            taught = [plain_outputs(trainer.model, item) for item in teachers]
-        learned = [plain_outputs(trainer.model, item) for item in students]
+            taught = [plain_outputs(trainer.base, item) for item in teachers]
+        learned = [plain_outputs(trainer.base, item) for item in students]
         teacher_N_V = torch.cat([logits for logits, _ in taught])
         student_N_V = torch.cat([logits for logits, _ in learned])
         target_N = torch.tensor([token for item in students for token in item.target])
@@ -226,7 +226,9 @@ def test_training_teaches_and_leaves_the_base_alone(tiny_decoder: Path, tmp_path
     # The random head's rows are short: no hidden state can move a logit by more than about 0.6.
     for together, apart in zip(trainer.compare(items, tokens=60), (base, after), strict=True):
         assert together == pytest.approx(apart, abs=1e-5)
-    assert min(new - old for new, old in zip(after, base, strict=True)) > 0.3
+    gains = [new - old for new, old in zip(after, base, strict=True)]
+    assert min(gains) > 0.2
+    assert sum(gains) / len(gains) > 0.35
     trainer.save(tmp_path / "adapter")
     saved = trainer.score(items)
     trainer.detach()
@@ -259,18 +261,31 @@ def test_a_loss_that_is_no_number_is_an_error_that_says_so(tiny_llama: Path) -> 
 
 def test_every_epoch_takes_every_pack_once() -> None:
     items = examples(30, prefix=4)
-    packs, plan = schedule([items[:15], items[15:]], Recipe(epochs=3, pack_tokens=48))
+    recipe = Recipe(epochs=3, pack_tokens=48)
+    rows = rows_of([items[:15], items[15:]], recipe)
+    packs, plan = [row.pack for row in rows], steps_of(rows, recipe)
     assert len(plan) == 3 * len(packs)
     for epoch in range(3):
         assert sorted(plan[epoch * len(packs) : (epoch + 1) * len(packs)]) == list(range(len(packs)))
     assert sorted(key for row in packs for key in row.keys) == list(range(30))
-    assert plan == schedule([items[:15], items[15:]], Recipe(epochs=3, pack_tokens=48))[1]
+    assert plan == steps_of(rows_of([items[:15], items[15:]], recipe), recipe)
+
+
+def test_a_second_round_takes_each_of_its_packs_once() -> None:
+    plan = second_plan([0, 1, 2, 0, 1, 2, 0, 1, 2, 0], 4, old=3, new=2, seed=0)
+    assert plan[:4] == [0, 1, 2, 0]
+    assert sorted(plan[4:])[-2:] == [3, 4]
+    old = [place for place in plan[4:] if place < 3]
+    assert len(old) == 4
+    assert set(old) == {0, 1, 2}  # an epoch of the old ones and one more
+    assert second_plan([0, 1, 2, 0], 3, old=3, new=9, seed=0)[3] >= 3  # no room for all of them
+    assert len(second_plan([0, 1, 2, 0], 2, old=3, new=0, seed=0)) == 4
 
 
 def test_nothing_to_learn_is_an_error_that_says_so() -> None:
     for recipe in (Recipe(steps=3), Recipe()):
         with pytest.raises(TrainingError, match="nothing to learn"):
-            schedule([[], []], recipe)
+            steps_of(rows_of([[], []], recipe), recipe)
 
 
 def test_only_models_of_attention_alone_are_packed(tiny_decoder: Path) -> None:
