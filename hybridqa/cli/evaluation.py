@@ -39,7 +39,10 @@ def grid(
     ] = None,
     objectives: Annotated[
         str | None,
-        typer.Option("--objectives", help="What modules are trained by, with commas; the first one is the main one."),
+        typer.Option(
+            "--objectives",
+            help="What modules are trained by, the main one first; default: dcd,prompt-distillation,next-token.",
+        ),
     ] = None,
     extractor: Annotated[
         Path | None, typer.Option("--extractor", help="Folder of a task extractor, for the arms with KE.")

@@ -13,14 +13,13 @@ means the same arm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 
 from hybridqa.errors import ConfigError
-from hybridqa.training import recipe as recipes
+from hybridqa.training.recipe import OBJECTIVES
 
-KNOWN: Sequence[str] = getattr(recipes, "OBJECTIVES", ("dcd",))  # what this version's trainer can do
-CHOICE = ("dcd", "prompt-distillation", "next-token")  # what a grid compares when it is not told
+COMPARED = ("dcd", "prompt-distillation", "next-token")  # what a grid compares when it is not told
 NEEDS_EXTRACTOR = "it needs an extractor: give --extractor FOLDER"
 
 
@@ -48,25 +47,14 @@ class Arm:
         return self.objective is not None and self.sources is Sources.NOTHING
 
 
-def default_objectives() -> tuple[str, ...]:
-    """The objectives that are compared unless others are asked for."""
-    return tuple(name for name in CHOICE if name in KNOWN)
-
-
 def check_objectives(names: Sequence[str]) -> tuple[str, ...]:
     """The names, each once. Raises `ConfigError` for one that the trainer does not know."""
     for name in names:
-        if name not in KNOWN:
-            raise ConfigError(f"objective {name!r} is unknown; expected some of {', '.join(KNOWN)}.")
+        if name not in OBJECTIVES:
+            raise ConfigError(f"objective {name!r} is unknown; expected some of {', '.join(OBJECTIVES)}.")
     if not names:
-        raise ConfigError(f"no objective was given; expected some of {', '.join(KNOWN)}.")
+        raise ConfigError(f"no objective was given; expected some of {', '.join(OBJECTIVES)}.")
     return tuple(dict.fromkeys(names))
-
-
-def with_objective(recipe: recipes.Recipe, objective: str) -> recipes.Recipe:
-    """The recipe with another objective."""
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    return recipes.Recipe(**({**values, "objective": objective} if "objective" in values else values))
 
 
 def all_arms(objectives: Sequence[str], stacked: Sequence[int] = ()) -> list[Arm]:

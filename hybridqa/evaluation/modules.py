@@ -18,7 +18,6 @@ from hybridqa.engine.loop import together
 from hybridqa.engine.protocol import Sampling
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import TrainingError
-from hybridqa.evaluation.arms import with_objective
 from hybridqa.files import atomic_write_text
 from hybridqa.modules.adapter import WEIGHTS_FILE, LoraAdapter, read_adapter
 from hybridqa.modules.registry import module_id_for
@@ -132,7 +131,7 @@ class GridModules:
     def _job(self, doc_id: str, objective: str) -> Path:
         """The job's folder, written if it is new."""
         lesson = Job.load(self._curriculum_folder(doc_id))
-        recipe = asdict(with_objective(self.recipe, objective))
+        recipe = asdict(replace(self.recipe, objective=objective))
         folder = self._folder / job_name(lesson.module_id, lesson.content_hash, lesson.model_hash, recipe)
         if not (folder / "job.json").is_file():
             replace(lesson, recipe=recipe).save(folder)

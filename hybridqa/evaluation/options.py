@@ -14,7 +14,7 @@ from typing import Any
 
 from hybridqa.config import LORA_RANKS, Settings
 from hybridqa.errors import ConfigError
-from hybridqa.evaluation.arms import Arm, check_objectives, choose_arms, default_objectives
+from hybridqa.evaluation.arms import COMPARED, Arm, check_objectives, choose_arms
 from hybridqa.evaluation.datasets import (
     EvalDocument,
     EvalQuestion,
@@ -75,7 +75,7 @@ class Plan:
 def make_plan(options: GridOptions, settings: Settings) -> Plan:
     """The plan of a grid with a user's settings. Raises `ConfigError`, `InputError` or an `AdapterError`."""
     _check_numbers(options)
-    objectives = check_objectives(default_objectives() if options.objectives is None else options.objectives)
+    objectives = check_objectives(COMPARED if options.objectives is None else options.objectives)
     if options.extractor_rag is not None and options.extractor is None:
         raise ConfigError("--extractor-rag was given without --extractor; expected both, or --extractor alone.")
     arms, absent = choose_arms(options.arms, objectives, options.compose, extractor=options.extractor is not None)

@@ -22,6 +22,7 @@ from hybridqa.evaluation.metrics import METRICS
 from hybridqa.evaluation.options import GridOptions, make_plan
 from hybridqa.evaluation.report import MEASURES, make_report
 from hybridqa.models import ModelFolder
+from hybridqa.training.lesson import Job
 
 TEXTS = {
     "kettle": "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
@@ -73,7 +74,12 @@ def options(tmp_path_factory: pytest.TempPathFactory, make_adapter: Any, tiny_mo
     weights = dict.fromkeys(read_adapter(extractor).targets, 0.5)
     (extractor / "manifest.json").write_text(json.dumps({"kind": "extractor", "module_weights": weights}))
     return GridOptions(
-        folder / "d", folder / "q", objectives=("dcd",), extractor=extractor, compose=(1, 2), max_answer_tokens=4
+        folder / "d",
+        folder / "q",
+        objectives=("dcd", "next-token"),
+        extractor=extractor,
+        compose=(1, 2),
+        max_answer_tokens=4,
     )
 
 
@@ -109,13 +115,14 @@ def ranks(result: GridResult, arm: str) -> set[int]:
 def test_every_arm_is_asked_what_it_says(result: GridResult) -> None:
     names = [answers.arm.name for answers in result.answers]
     assert names == [
-        "closed", "KM:dcd", "KM×1", "KM×2", "RAG", "RAG+KM", "KE", "KM+KE", "RAG+KE", "RAG+KM+KE", "gold", "gold+KM"
+        "closed", "KM:dcd", "KM:next-token", "KM×1", "KM×2", "RAG", "RAG+KM", "KE", "KM+KE", "RAG+KE", "RAG+KM+KE",
+        "gold", "gold+KM",
     ]  # fmt: skip
     assert given(result, "KM×1") == given(result, "KM:dcd")
     for arm in ("closed", "RAG", "gold"):
         assert adapters(result, arm) == [None] * 6
     assert len(set(adapters(result, "KE"))) == 1  # one extractor for all
-    for arm in ("KM:dcd", "KM+KE"):
+    for arm in ("KM:dcd", "KM:next-token", "KM+KE"):
         assert len(set(adapters(result, arm))) == 3  # a stack for each document
     assert ranks(result, "KM:dcd") == ranks(result, "KE") == {4}
     assert ranks(result, "KM×2") == ranks(result, "KM+KE") == {8}
@@ -126,6 +133,19 @@ def test_every_arm_is_asked_what_it_says(result: GridResult) -> None:
     assert prompts["RAG"] == prompts["RAG+KM"] == prompts["RAG+KE"] != prompts["gold"] == prompts["gold+KM"]
     outcomes = {tuple(given(result, name)) for name in names}
     assert len(outcomes) == len(names) - 1  # KM×1 alone is another's equal
+
+
+def test_objectives_share_a_curriculum_and_nothing_else(result: GridResult, work: Path) -> None:
+    jobs = [Job.load(path.parent) for path in work.glob("store-*/modules/default/work/job-*/job.json")]
+    by_document: dict[str, list[Job]] = {}
+    for job in sorted(jobs, key=lambda job: str(job.recipe["objective"])):
+        by_document.setdefault(job.doc_id, []).append(job)
+    assert set(by_document) == set(TEXTS)
+    for first, second in by_document.values():
+        assert (first.recipe["objective"], second.recipe["objective"]) == ("dcd", "next-token")
+        assert {**first.recipe, "objective": ""} == {**second.recipe, "objective": ""}
+        assert first.curriculum == second.curriculum and first.curriculum.pairs
+    assert not set(adapters(result, "KM:dcd")) & set(adapters(result, "KM:next-token"))
 
 
 def test_the_prompts_hold_what_they_should(result: GridResult, tokenizer: Any) -> None:
@@ -175,7 +195,7 @@ def test_a_second_run_trains_and_asks_nothing(
     monkeypatch.setattr(grid_modules, "train", refuse)
     monkeypatch.setattr("hybridqa.engine.reference.ReferenceEngine.start", refuse)
     again = run(options, settings, work)
-    assert [answers.known for answers in again.answers] == [6] * 12
+    assert [answers.known for answers in again.answers] == [6] * 13
     assert (
         plain(make_report(again))["arms"]["KM+KE"]["token_f1"]
         == plain(make_report(result))["arms"]["KM+KE"]["token_f1"]
@@ -261,7 +281,7 @@ def test_the_command_prints_one_report(
     for name in settings.model_fields_set:
         monkeypatch.setenv(f"HYBRIDQA_{name.upper()}", str(getattr(settings, name)))
     words = ["eval", "grid", "--docs", str(options.docs), "--questions", str(options.questions), "--work", str(work)]
-    words += ["--objectives", "dcd", "--max-answer-tokens", "4"]
+    words += ["--objectives", "dcd,next-token", "--max-answer-tokens", "4"]
     done = CliRunner().invoke(app, [*words, "--arms", "closed,KM,gold", "--output", str(tmp_path / "r"), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
