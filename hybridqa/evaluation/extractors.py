@@ -16,7 +16,7 @@ from typing import Any
 from hybridqa.errors import AdapterError, BaseModelMismatchError
 from hybridqa.modules.adapter import LoraAdapter, read_adapter
 from hybridqa.modules.manifest import MANIFEST_FILE
-from hybridqa.modules.stacking import Weight
+from hybridqa.types import Weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,9 @@ from hybridqa.evaluation.gold import gold_chunk
 from hybridqa.evaluation.modules import GridModule
 from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.modules.adapter import LoraAdapter
-from hybridqa.modules.stacking import Weight
 from hybridqa.pipeline import HybridQA
 from hybridqa.routing.router import Router
-from hybridqa.types import DEFAULT_COLLECTION, Mode, ScoredPassage
+from hybridqa.types import DEFAULT_COLLECTION, Mode, ScoredPassage, Weight
 
 MOST_TARGETS = 3  # gold answers that are scored
 

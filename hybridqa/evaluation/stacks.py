@@ -13,7 +13,8 @@ from pathlib import Path
 
 from hybridqa.engine.protocol import Adapter
 from hybridqa.modules.adapter import LoraAdapter, read_adapter
-from hybridqa.modules.stacking import Weight, compose
+from hybridqa.modules.stacking import compose
+from hybridqa.types import Weight
 
 
 class GridStacks:
