@@ -1,7 +1,8 @@
 """A training job on disk: what to learn, from which document version, by which recipe; text, no token ids.
 
-Knows nothing about torch. Invariant: a job's folder name is a hash of everything that decides its result, so a finished
-job is found again after a kill and an outdated one never is.
+Knows nothing about torch. Invariant: a job's folder name is a hash of everything that decides its result but the other
+modules and documents that it happened to find, which are on record in it: a finished job is found again after a kill,
+an outdated one never is, and one taken up again has the others that it began with.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
 JOB_FORMAT = 1
+CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 
 
@@ -37,6 +39,8 @@ class Job:
     max_model_len: int
     recipe: dict[str, Any]
     curriculum: Curriculum
+    companions: tuple[str, ...] = ()  # folders of other documents' modules, to train and be judged beside
+    off_topic: tuple[tuple[str, str], ...] = ()  # questions about other documents, and their answers
 
     def save(self, folder: Path) -> None:
         """Writes the job into its folder."""
@@ -56,7 +60,9 @@ class Job:
             tuple(Pair(**pair) for pair in raw["held_out"]),
             raw["dropped"],
         )
-        return cls(**data, curriculum=curriculum)
+        companions = tuple(data.pop("companions", ()))
+        off_topic = tuple((question, answer) for question, answer in data.pop("off_topic", ()))
+        return cls(**data, curriculum=curriculum, companions=companions, off_topic=off_topic)
 
 
 def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ distilled from; whatever is killed and whenever, a later refresh takes up the ch
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +26,12 @@ from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.lesson import Job, chunks, job_name
+from hybridqa.training.others import others_of, tell_others
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Synthesiser
 from hybridqa.types import Module, ModuleKind, ModuleStatus
-
-log = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -179,6 +177,7 @@ class Refresher:
                 model_hash=self._model.hash,
                 recipe=recipe,
                 curriculum=curriculum,
+                **others_of(self._catalog, document.collection, document.doc_id, self._model.hash, recipe),
                 **self._circumstances(),
             ).save(self._work_dir / name)
 
@@ -225,6 +224,7 @@ class Refresher:
                 open_jobs.append(folder)
         for event in train(open_jobs) if open_jobs else ():
             yield event["job"], event
+            tell_others(self._catalog, open_jobs, event)
 
     def _finish(
         self, name: str, document: DocumentSummary, event: dict[str, Any], tell: Callable[[RefreshEvent], None]
