@@ -22,7 +22,7 @@ from hybridqa.answering.answerer import Answerer, AskOptions, Plan, check_option
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.engine.loop import close_stream, together
-from hybridqa.engine.protocol import Delta
+from hybridqa.engine.protocol import Completion, Delta, Sampling
 from hybridqa.errors import ModelError, StoreNotFoundError
 from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
@@ -98,8 +98,12 @@ class HybridQA(Parts):
 
     def remove(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> None:
         """Removes a document with its passages, vectors, modules, and every stack that holds them."""
+        from hybridqa.training.curricula import CurriculumCache
+
         removed = self.catalog.remove_document(collection, doc_id)
         self.dense.sync()  # takes the vectors out of the index's file too
+        written = CurriculumCache(self.settings.module_dir / "work")  # holds the document's words
+        written.remove(lambda *owner: owner[:2] == (collection, doc_id))
         if not removed:  # then no base model is needed
             return
         with self._building:
@@ -152,14 +156,12 @@ class HybridQA(Parts):
         refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
 
-    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
-        """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
-        from hybridqa.engine.protocol import Sampling
+    def _generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """Completions of token ids, batched in the engine; for the trainer's synthetic data."""
 
-        async def work() -> list[str]:
+        async def work() -> list[Completion]:
             engine = await self.engine_ready()
-            sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-            return [done.text for done in await together(engine.generate(ids, sampling) for ids in prompts)]
+            return await together(engine.generate(ids, sampling) for ids in prompts)
 
         return self._loop.run(work())
 

@@ -47,7 +47,9 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     trainer.attach(recipe)
     students = lessons(prompts, lesson, reading=recipe.reading, seed=recipe.seed)
     say(job=folder.name, stage="teach", step=0, total=len(lesson.pairs))
-    order = sorted(range(len(lesson.pairs)), key=lambda key: lesson.pairs[key].passage)  # a chunk is read once a row
+    order = sorted(
+        range(len(lesson.pairs)), key=lambda key: (lesson.pairs[key].passage, lesson.pairs[key].also)
+    )  # a chunk is read once a row
     taught_in_order = trainer.teach(
         [sourced_example(prompts, lesson.pairs[key], key, lesson) for key in order],
         recipe,
@@ -72,7 +74,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     say(job=folder.name, stage="gate", step=0, total=1)
     report = judge_module(trainer, prompts, lesson.held_out, job)
     metrics["gate"] = report.as_dict()
-    metrics["synthesis"] = {"pairs": len(lesson.pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
+    metrics["synthesis"] = lesson.report()
     metrics["seconds"] = {
         "teacher": taught - started,
         "student": fitted - taught,
