@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.files import atomic_write_text
-from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
-JOB_FORMAT = 1
+JOB_FORMAT = 2  # 2: curricula with a reserve and sampled answers
 CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 
@@ -49,17 +48,14 @@ class Job:
 
     @classmethod
     def load(cls, folder: Path) -> Job:
-        """Reads a job from its folder."""
+        """Reads a job from its folder.
+
+        Raises `OSError`, `ValueError`, `KeyError` or `TypeError` for one that is missing, damaged or of another format.
+        """
         data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        data.pop("format")
-        raw = data.pop("curriculum")
-        curriculum = Curriculum(
-            raw["title"],
-            tuple(raw["chunks"]),
-            tuple(Pair(**pair) for pair in raw["pairs"]),
-            tuple(Pair(**pair) for pair in raw["held_out"]),
-            raw["dropped"],
-        )
+        if data.pop("format") != JOB_FORMAT:
+            raise ValueError(f"{str(folder)!r} is no job of format {JOB_FORMAT}.")
+        curriculum = Curriculum.from_dict(data.pop("curriculum"))
         companions = tuple(data.pop("companions", ()))
         off_topic = tuple((question, answer) for question, answer in data.pop("off_topic", ()))
         return cls(**data, curriculum=curriculum, companions=companions, off_topic=off_topic)

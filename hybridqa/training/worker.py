@@ -84,7 +84,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     metrics["gate"] = report.as_dict()
     if beside.record:
         metrics["beside"] = beside.record
-    metrics["synthesis"] = {"pairs": len(pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
+    metrics["synthesis"] = lesson.report() | {"pairs": len(pairs)}
     metrics["seconds"] = {
         "teacher": taught - started,
         "student": fitted - taught,
@@ -110,7 +110,8 @@ def teach(
     trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
 ) -> list[TeacherTargets]:
     """The teacher's targets for each pair, in order."""
-    order = sorted(range(len(pairs)), key=lambda key: pairs[key].passage)  # a chunk is read once a row
+    # A chunk is read once a row.
+    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].passage, pairs[key].also))
     targets = trainer.teach(
         [sourced_example(prompts, pairs[key], key, lesson) for key in order],
         recipe,
