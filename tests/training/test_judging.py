@@ -117,13 +117,9 @@ def test_retention_keeps_general_answers_where_they_were(tiny_model: ModelFolder
         trainer.attach(recipe)
         retained = retention_examples(prompts, TRAINING)
         examples = flat(retained)
-        targets = dict(
-            zip((item.key for item in examples), trainer.teach(examples, recipe, hidden=False), strict=True)
-        )
+        targets = dict(zip((item.key for item in examples), trainer.teach(examples, recipe, hidden=False), strict=True))
         teachers = [targets[key] for key in range(len(TRAINING))]
-        trained = trainer.fit(
-            lessons(prompts, LESSON, PAIRS, reading=0.0, seed=0), teachers, recipe, retained=retained
-        )
+        trained = trainer.fit(lessons(prompts, LESSON, PAIRS, reading=0.0, seed=0), teachers, recipe, retained=retained)
         found = drifts(trainer, flat(retention_examples(prompts, JUDGING)))
         moved[share], losses[share], tokens[share] = sum(found) / len(found), trained["loss"], trained["tokens"]
     assert moved[0.5] < 0.6 * moved[0.0]  # on questions that it was not trained with
