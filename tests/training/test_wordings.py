@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.packing import shared_length
 from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
-from hybridqa.training.wordings import contrasts, lessons
+from hybridqa.training.wordings import contrasts, lessons, sourced_example
 
 PAIRS = tuple(
     Pair(f"How many litres does kettle number {number} of the {where} shelf hold?", f"{number} litres", "ask", part, 0)
@@ -31,6 +32,16 @@ def test_every_pair_is_asked_closed_and_a_share_with_its_chunk(tokenizer: Any) -
         )
     assert lists == lessons(prompts, LESSON, reading=0.5, seed=0)
     assert len(lessons(prompts, LESSON, reading=0.0, seed=0)) == 2
+
+
+def test_a_pair_of_two_chunks_is_read_with_both(tokenizer: Any) -> None:
+    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
+    pair = Pair("Kettle 3: how much does it hold? And where is it?", "3 litres; below", "cross", 0, -1, (1,))
+    lesson = replace(LESSON, pairs=(*PAIRS[:2], pair))
+    read = tokenizer.decode(sourced_example(prompts, pair, 2, lesson).prompt)
+    assert "[1] Kettles\nThe upper shelf." in read and "[2] Kettles\nThe lower shelf." in read
+    keys = [[example.key for example in examples] for examples in lessons(prompts, lesson, reading=1.0, seed=0)]
+    assert keys[2:] == [[0, 1], [2]]  # what is read together begins alike
 
 
 def test_wrong_questions_have_another_answer_of_the_same_kind() -> None:
