@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     train_epochs: float = Field(2.8, gt=0)  # passes over what is to be learned
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(1e-3, gt=0)
-    generator_url: str = ""  # an OpenAI-compatible endpoint that writes synthetic data instead of the engine
-    generator_model: str = ""  # its model's name
+    generator_url: str | None = None  # an OpenAI-compatible endpoint that writes synthetic data instead of the engine
+    generator_model: str | None = None  # its model's name
     generator_key: SecretStr | None = None  # sent to that endpoint, and shown and stored nowhere
 
     @field_validator("plugins", mode="before")

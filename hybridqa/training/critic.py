@@ -168,7 +168,8 @@ def is_self_contained(question: str) -> bool:
             return True  # a name stands before any pronoun
         if word.lower() in _PRONOUNS:
             later = words[place + 1 : place + 2]
-            if word.lower() in ("this", "these", "those") and later and later[0].lower() not in _AUXILIARIES:
+            pointing = word.lower() in ("this", "these", "those")
+            if pointing and not (later and later[0].lower() in _AUXILIARIES):
                 return False  # "this method": which one?
             before = [other for other in words[start:place] if other.lower() not in _ASKING]
             return bool(before)

@@ -41,7 +41,7 @@ class EndpointGenerator:
     def from_settings(cls, settings: Settings) -> EndpointGenerator:
         """The endpoint that the settings name."""
         key = settings.generator_key.get_secret_value() if settings.generator_key else ""
-        return cls(settings.generator_url, settings.generator_model, key)
+        return cls(settings.generator_url or "", settings.generator_model or "", key)
 
     def write(self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0) -> list[Completion]:
         """See `Generator`; the first failure ends the rest."""

@@ -32,8 +32,7 @@ def sourced_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curric
 
 def lesson_pairs(lesson: Curriculum, objective: str) -> tuple[Pair, ...]:
     """The pairs that an objective learns from: prompt distillation those that were sampled, where any were."""
-    sampled: tuple[Pair, ...] = getattr(lesson, "sampled", ())
-    return (sampled if objective == "prompt-distillation" else ()) or lesson.pairs
+    return (lesson.sampled if objective == "prompt-distillation" else ()) or lesson.pairs
 
 
 def lessons(
