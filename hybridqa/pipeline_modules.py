@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridqa.engine.loop import together
+from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.errors import InputError, ModelError
 from hybridqa.modules.registry import module_id_for
 from hybridqa.parts import Parts
@@ -111,13 +112,11 @@ class ModulePipeline(Parts):
         refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
 
-    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
-        """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
-        from hybridqa.engine.protocol import Sampling
+    def _generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """Completions of token ids, batched in the engine; for the trainer's synthetic data."""
 
-        async def work() -> list[str]:
+        async def work() -> list[Completion]:
             engine = await self.engine_ready()
-            sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-            return [done.text for done in await together(engine.generate(ids, sampling) for ids in prompts)]
+            return await together(engine.generate(ids, sampling) for ids in prompts)
 
         return self._loop.run(work())

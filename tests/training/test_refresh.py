@@ -14,6 +14,7 @@ import pytest
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.config import Settings
+from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.training.lesson import Job, job_name
@@ -42,9 +43,9 @@ class Store:
         prompts = PromptBuilder(load_tokenizer(model.path), max_model_len=512, context_tokens=300)
         self.refresher = Refresher(self.catalog, registry, model, prompts, self.settings, self.generate)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         self.asked += 1
-        return [""] * len(prompts)
+        return [Completion("", "stop")] * len(prompts)
 
     def job_folder(self, doc_id: str) -> Path:
         recipe = asdict(self.refresher.recipe())
@@ -110,5 +111,7 @@ def test_a_job_taken_up_again_hears_where_the_model_is_now(make_store: MakeStore
     store.refresher.run()
     assert Job.load(folder) == job
     (folder / "job.json").write_text("{}")
+    asked = store.asked
     store.refresher.run()
     assert Job.load(folder) == job  # a damaged one is written anew
+    assert store.asked == asked  # from the curriculum that was kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
@@ -73,13 +73,22 @@ def test_a_text_is_learned_whole_in_rows_of_the_window(tokenizer: Any) -> None:
 
 
 def test_prompt_distillation_learns_from_what_was_sampled() -> None:
-    @dataclass(frozen=True)
-    class Sampled(Curriculum):
-        sampled: tuple[Pair, ...] = PAIRS[:3]
-
-    sampled = Sampled("Kettles", ("The upper shelf.",), PAIRS, (), {})
+    sampled = replace(LESSON, sampled=PAIRS[:3])
     assert lesson_pairs(sampled, "prompt-distillation") == PAIRS[:3]
     assert lesson_pairs(sampled, "dcd") == lesson_pairs(LESSON, "prompt-distillation") == PAIRS
+
+
+def test_a_pair_of_two_chunks_is_read_with_both(tokenizer: Any) -> None:
+    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
+    pair = Pair("Kettle 3: how much does it hold? And where is it?", "3 litres; below", "cross", 0, -1, (1,))
+    lesson = replace(LESSON, pairs=(*PAIRS[:2], pair))
+    read = tokenizer.decode(sourced_example(prompts, pair, 2, lesson).prompt)
+    assert "[1] Kettles\nThe upper shelf." in read and "[2] Kettles\nThe lower shelf." in read
+    keys = [
+        [example.key for example in examples]
+        for examples in lessons(prompts, lesson, lesson.pairs, reading=1.0, seed=0)
+    ]
+    assert keys[2:] == [[0, 1], [2]]  # what is read together begins alike
 
 
 def test_wrong_questions_have_another_answer_of_the_same_kind() -> None:
