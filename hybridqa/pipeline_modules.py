@@ -109,10 +109,10 @@ class ModulePipeline(Parts):
         """Distils, gates and publishes a module for every document that has no fresh one; blocks until done."""
         from hybridqa.training.refresh import Refresher
 
-        refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
+        refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self.generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
 
-    def _generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+    def generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """Completions of token ids, batched in the engine; for the trainer's synthetic data."""
 
         async def work() -> list[Completion]:

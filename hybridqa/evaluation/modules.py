@@ -10,25 +10,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybridqa.engine.loop import together
-from hybridqa.engine.protocol import Sampling
-from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import TrainingError
 from hybridqa.files import atomic_write_text
 from hybridqa.modules.adapter import WEIGHTS_FILE, LoraAdapter, read_adapter
-from hybridqa.modules.registry import module_id_for
 from hybridqa.pipeline import HybridQA
-from hybridqa.training.lesson import Job, chunks, job_name
+from hybridqa.training.jobs import JobWriter, job_document, recipe_for
+from hybridqa.training.lesson import Job, chunks
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.refresh import Refresher
-from hybridqa.training.synthesis import Synthesiser
 from hybridqa.types import DEFAULT_COLLECTION
 
+SECONDS_FILE = "seconds.json"  # in a job: what its synthetic data took
 AT_A_TIME = 8  # documents whose curricula are made together; a kill costs so many
 Tell = Callable[[str, int, int], None]  # what is being done, how far, of how much
 
@@ -49,9 +45,9 @@ class GridModules:
     def __init__(self, store: HybridQA, tell: Tell) -> None:
         self._store = store
         self._tell = tell
-        self._folder = store.settings.module_dir / "work"
-        refresher = Refresher(store.catalog, store.registry, store.model, store.prompts, store.settings, _nothing)
-        self.recipe: Recipe = refresher.recipe()
+        folder = store.settings.module_dir / "work"
+        self._jobs = JobWriter(folder, store.model, store.prompts, store.settings, store.generate_many)
+        self.recipe = recipe_for(store.settings)
 
     def chunks(self, doc_id: str) -> list[str]:
         """What a teacher reads at once of a document."""
@@ -60,8 +56,11 @@ class GridModules:
 
     def make(self, doc_ids: Sequence[str], objectives: Sequence[str]) -> dict[tuple[str, str], GridModule]:
         """A module for each document and objective, by both. Raises `TrainingError` when not one could be trained."""
-        self._write_curricula(doc_ids)
-        jobs = {(doc_id, objective): self._job(doc_id, objective) for objective in objectives for doc_id in doc_ids}
+        recipes = [replace(self.recipe, objective=objective) for objective in objectives]
+        jobs: dict[tuple[str, str], Path] = {}
+        for start in range(0, len(doc_ids), AT_A_TIME):
+            self._tell("synthesise", start, len(doc_ids))
+            jobs |= self._write(doc_ids[start : start + AT_A_TIME], recipes)
         failed = self._train(jobs)
         made = {key: self._module(*key, folder, failed.get(folder.name, "")) for key, folder in jobs.items()}
         if made and all(module.adapter is None for module in made.values()):
@@ -72,70 +71,18 @@ class GridModules:
             )
         return made
 
-    def _write_curricula(self, doc_ids: Sequence[str]) -> None:
-        missing = [doc_id for doc_id in doc_ids if not (self._curriculum_folder(doc_id) / "job.json").is_file()]
-        synthesiser = Synthesiser(self._complete, seed=self._store.settings.seed)
-        for start in range(0, len(missing), AT_A_TIME):
-            self._tell("synthesise", start, len(missing))
-            batch = missing[start : start + AT_A_TIME]
-            began = time.perf_counter()
-            documents = [self._store.catalog.get_document(DEFAULT_COLLECTION, doc_id) for doc_id in batch]
-            texts = [(document.title, self.chunks(document.doc_id)) for document in documents]
-            curricula = synthesiser.run(texts)
-            seconds = (time.perf_counter() - began) / len(batch)
-            for document, curriculum in zip(documents, curricula, strict=True):
-                folder = self._curriculum_folder(document.doc_id)
-                folder.mkdir(parents=True, exist_ok=True)
-                atomic_write_text(folder / "seconds.json", json.dumps(seconds))
-                Job(  # a job without a recipe: each objective's is this one with its own
-                    collection=DEFAULT_COLLECTION,
-                    doc_id=document.doc_id,
-                    content_hash=document.content_hash,
-                    module_id=module_id_for(DEFAULT_COLLECTION, document.doc_id),
-                    model_name=self._store.model.name,
-                    model_path=str(self._store.model.path),
-                    model_hash=self._store.model.hash,
-                    context_tokens=self._store.settings.context_tokens,
-                    max_model_len=self._room(),
-                    recipe={},
-                    curriculum=curriculum,
-                ).save(folder)
-
-    def _complete(self, prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
-        """Greedy continuations from the engine; empty for a prompt that the model has no room for."""
-        encoded = [self._store.prompts.encode_plain(prompt) for prompt in prompts]
-        sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-
-        async def work() -> list[str]:
-            engine = await self._store.engine_ready()
-
-            async def one(ids: Sequence[int]) -> str:
-                fits = len(ids) + max_tokens <= engine.max_model_len
-                return (await engine.generate(ids, sampling)).text if fits else ""
-
-            return await together(one(ids) for ids in encoded)
-
-        return self._store.run(work())
-
-    def _room(self) -> int:
-        return context_length(self._store.model.path, self._store.settings.max_model_len)
-
-    def _curriculum_folder(self, doc_id: str) -> Path:
-        """Where a document's curriculum is, by what decides it."""
-        document = self._store.catalog.get_document(DEFAULT_COLLECTION, doc_id)
-        module_id = module_id_for(DEFAULT_COLLECTION, doc_id)
-        seed = {"curriculum of seed": self._store.settings.seed}
-        name = job_name(module_id, document.content_hash, self._store.model.hash, seed)
-        return self._folder / name.replace("job-", "curriculum-")
-
-    def _job(self, doc_id: str, objective: str) -> Path:
-        """The job's folder, written if it is new."""
-        lesson = Job.load(self._curriculum_folder(doc_id))
-        recipe = asdict(replace(self.recipe, objective=objective))
-        folder = self._folder / job_name(lesson.module_id, lesson.content_hash, lesson.model_hash, recipe)
-        if not (folder / "job.json").is_file():
-            replace(lesson, recipe=recipe).save(folder)
-        return folder
+    def _write(self, doc_ids: Sequence[str], recipes: Sequence[Recipe]) -> dict[tuple[str, str], Path]:
+        """The jobs of some documents, written where they are not there yet."""
+        began = time.perf_counter()
+        catalog = self._store.catalog
+        documents = [job_document(catalog, catalog.get_document(DEFAULT_COLLECTION, doc_id)) for doc_id in doc_ids]
+        folders = iter(self._jobs.write_jobs(documents, recipes))
+        jobs = {(doc_id, recipe.objective): next(folders) for doc_id in doc_ids for recipe in recipes}
+        seconds = (time.perf_counter() - began) / len(doc_ids)
+        for folder in jobs.values():
+            if not (folder / SECONDS_FILE).is_file():
+                atomic_write_text(folder / SECONDS_FILE, json.dumps(seconds))
+        return jobs
 
     def _train(self, jobs: dict[tuple[str, str], Path]) -> dict[str, str]:
         """Trains what is not trained yet; why jobs failed, by their folders' names."""
@@ -165,13 +112,8 @@ class GridModules:
             "passed": result["passed"],
             "reason": result["reason"],
             "seconds": result["metrics"]["seconds"]["total"],
-            "synthesis_seconds": json.loads((self._curriculum_folder(doc_id) / "seconds.json").read_text()),
+            "synthesis_seconds": json.loads((folder / SECONDS_FILE).read_text()),
             "mb": (adapter.path / WEIGHTS_FILE).stat().st_size / 1e6,
             "metrics": result["metrics"],
         }
         return GridModule(doc_id, objective, adapter, report)
-
-
-def _nothing(prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
-    """A refresher that is asked for its recipe alone generates nothing."""
-    raise AssertionError("the grid's refresher does not refresh")

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder, messages_for
+from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.models import ModelFolder
+from hybridqa.modules.registry import module_id_for
 from hybridqa.training.curricula import CurriculumCache
 from hybridqa.training.endpoint import EndpointGenerator
 from hybridqa.training.generator import Complete, EngineGenerator, Generator
@@ -24,7 +26,7 @@ from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.sampled import with_sampled
 from hybridqa.training.synthesis import Curriculum, Plan, Synthesiser
-from hybridqa.types import Passage
+from hybridqa.types import Document, Passage
 
 SAMPLING_OBJECTIVES = frozenset(("prompt-distillation",))  # these learn from the engine's own answers
 QUESTION_ROOM = 192  # tokens left for a question and its answer beside two chunks
@@ -52,6 +54,31 @@ class JobDocument:
     content_hash: str
     module_id: str
     passages: tuple[Passage, ...]
+
+
+def job_document(catalog: Catalog, document: Document | DocumentSummary) -> JobDocument:
+    """A document of the catalog as it is now."""
+    return JobDocument(
+        collection=document.collection,
+        doc_id=document.doc_id,
+        title=document.title,
+        content_hash=document.content_hash,
+        module_id=module_id_for(document.collection, document.doc_id),
+        passages=tuple(catalog.document_passages(document.collection, document.doc_id)),
+    )
+
+
+def recipe_for(settings: Settings) -> Recipe:
+    """The recipe that the settings ask for."""
+    return Recipe(
+        objective=settings.objective,
+        rank=settings.module_rank,
+        alpha=settings.module_alpha,
+        steps=settings.train_steps,
+        epochs=settings.train_epochs,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )
 
 
 class JobWriter:

@@ -25,7 +25,7 @@ from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.generator import Complete
-from hybridqa.training.jobs import JobDocument, JobWriter
+from hybridqa.training.jobs import JobDocument, JobWriter, job_document, recipe_for
 from hybridqa.training.lesson import Job
 from hybridqa.training.others import others_of, tell_others
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
@@ -87,19 +87,6 @@ class Refresher:
                 self._catalog.get_document(collection or "default", doc_id)
         return [document for document in documents if document.doc_id in doc_ids]
 
-    def recipe(self) -> Recipe:
-        """The recipe that the settings ask for."""
-        settings = self._settings
-        return Recipe(
-            objective=settings.objective,
-            rank=settings.module_rank,
-            alpha=settings.module_alpha,
-            steps=settings.train_steps,
-            epochs=settings.train_epochs,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-        )
-
     def _run(
         self, documents: Sequence[DocumentSummary], force: bool, tell: Callable[[RefreshEvent], None]
     ) -> list[RefreshOutcome]:
@@ -109,7 +96,7 @@ class Refresher:
         def others(document: JobDocument, recipe: Recipe) -> dict[str, Any]:
             return others_of(self._catalog, document.collection, document.doc_id, self._model.hash, recipe)
 
-        recipe = self.recipe()
+        recipe = recipe_for(self._settings)
         outcomes: list[RefreshOutcome] = []
         todo: dict[str, DocumentSummary] = {}
         for document in documents:
@@ -125,7 +112,9 @@ class Refresher:
             todo[folder.name] = document
         self._jobs.remove_outdated((self._work_dir / name for name in todo), self._is_current)
         try:
-            self._jobs.write_jobs([self._to_learn(document) for document in todo.values()], [recipe], told, others)
+            self._jobs.write_jobs(
+                [job_document(self._catalog, document) for document in todo.values()], [recipe], told, others
+            )
             for name, event in self._train(todo):
                 document = todo[name]
                 if event["stage"] in ("done", "failed", "empty"):
@@ -158,17 +147,6 @@ class Refresher:
     def _outcome(self, document: DocumentSummary, module: Module, state: str, reason: str) -> RefreshOutcome:
         return RefreshOutcome(
             document.collection, document.doc_id, module.name, state, reason, 0.0, dict(module.metrics)
-        )
-
-    def _to_learn(self, document: DocumentSummary) -> JobDocument:
-        collection, doc_id = document.collection, document.doc_id
-        return JobDocument(
-            collection=collection,
-            doc_id=doc_id,
-            title=document.title,
-            content_hash=document.content_hash,
-            module_id=module_id_for(collection, doc_id),
-            passages=tuple(self._catalog.document_passages(collection, doc_id)),
         )
 
     def _is_current(self, collection: str, doc_id: str, content_hash: str) -> bool:

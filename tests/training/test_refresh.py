@@ -17,6 +17,7 @@ from hybridqa.config import Settings
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.training.jobs import recipe_for
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.refresh import Refresher
 from hybridqa.types import Document
@@ -48,7 +49,7 @@ class Store:
         return [Completion("", "stop")] * len(prompts)
 
     def job_folder(self, doc_id: str) -> Path:
-        recipe = asdict(self.refresher.recipe())
+        recipe = asdict(recipe_for(self.settings))
         name = job_name(module_id_for("default", doc_id), f"hash of {doc_id}", self.model.hash, recipe)
         return self.settings.module_dir / "work" / name
 
@@ -86,7 +87,7 @@ def test_a_damaged_result_costs_its_own_document_only(
     make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
 ) -> None:
     store = make_store({"damaged": KETTLE, "whole": KETTLE})
-    recipe = asdict(store.refresher.recipe())
+    recipe = asdict(recipe_for(store.settings))
     for doc_id in ("damaged", "whole"):
         folder = store.job_folder(doc_id)
         folder.mkdir(parents=True)
