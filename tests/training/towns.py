@@ -16,7 +16,8 @@ def text_of(place: int) -> str:
     return (
         f"The town of {name} lies on the river {river}. {builder} built the bridge of {name} in {1901 + place}. "
         f"The bridge of {name} cost {10 + place},000 crowns. The market of {name} is held on {2 + place} May. "
-        f"The museum of {name} keeps {300 + 7 * place} clay lamps. The mayor of {name} is called {builder[::-1].title()}."
+        f"The museum of {name} keeps {300 + 7 * place} clay lamps. "
+        f"The mayor of {name} is called {builder[::-1].title()}."
     )
 
 
