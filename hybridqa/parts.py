@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any, TypeVar
 
 from hybridqa.answering.answerer import Answerer
 from hybridqa.answering.companions import CompanionChooser
@@ -33,6 +35,7 @@ from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Parts:
@@ -155,6 +158,10 @@ class Parts:
             self._starting = asyncio.create_task(self._start_engine())
             self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits
         return await asyncio.shield(self._starting)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` on the engine's loop, from any other thread; an interrupt of the caller cancels it."""
+        return self._loop.run(work)
 
     async def _start_engine(self) -> Engine:
         try:

@@ -77,9 +77,10 @@ def _check(check: Mapping[str, Any], label: str) -> Iterator[Row]:
         yield from _rows(check, f"{label} · ")
         return
     interval = ""
-    if "low" in check and "high" in check:
-        interval = f"{_text(rest.pop('low'))} to {_text(rest.pop('high'))}"
     main = next((name for name in _VALUES if name in rest and not isinstance(rest[name], Mapping)), None)
+    for low, high in (("low", "high"), (f"{main}_low", f"{main}_high")):
+        if not interval and low in rest and high in rest:
+            interval = f"{_text(rest.pop(low))} to {_text(rest.pop(high))}"
     reason = str(check.get("reason", ""))
     value = _text(rest.pop(main)) if main else reason
     yield label, value if value == reason else f"{value} {reason}".strip(), interval, _verdict(check)

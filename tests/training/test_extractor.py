@@ -214,7 +214,7 @@ def test_without_any_module_there_is_nothing_to_stand_beside(
         for module in store.modules():
             store.catalog.set_current("default", module.module_id, None)
     monkeypatch.setattr(HybridQA, "refresh", lambda *_, **__: None)  # as when every gate says no
-    with pytest.raises(TrainingError, match="passed its gate.*--no-modules"):
+    with pytest.raises(TrainingError, match=r"passed its gate.*--no-modules"):
         qa.train_extractor(*towns, work=work)
 
 
