@@ -107,16 +107,20 @@ class Parts:
         )
 
     @cached_property
-    def answerer(self) -> Answerer:
-        settings = self.settings
-        router = Router(
+    def router(self) -> Router:
+        """What decides which passages and modules answer a question."""
+        return Router(
             self.catalog,
             self.model.hash,
-            modules=settings.modules,
-            module_threshold=settings.module_threshold,
-            passage_threshold=settings.passage_threshold,
-            max_rank=settings.max_lora_rank,
+            modules=self.settings.modules,
+            module_threshold=self.settings.module_threshold,
+            passage_threshold=self.settings.passage_threshold,
+            max_rank=self.settings.max_lora_rank,
         )
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        settings = self.settings
         companions = CompanionChooser(
             self.catalog,
             self.registry,
@@ -128,7 +132,7 @@ class Parts:
         return Answerer(
             self.catalog,
             self.searcher,
-            router,
+            self.router,
             companions,
             self.registry,
             self.stacks,

@@ -1,4 +1,4 @@
-"""What HybridQA does with modules: lists, refreshes, imports, rolls back and removes them.
+"""What HybridQA does with modules: lists, refreshes, imports, rolls back and removes them, and trains extractors.
 
 Knows nothing about questions or how a module is trained. Invariant: a module that is removed is in no later stack, and
 its files are gone or noted to be deleted, whenever the process is killed.
@@ -19,6 +19,8 @@ from hybridqa.parts import Parts
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind
 
 if TYPE_CHECKING:
+    from hybridqa.pipeline import HybridQA
+    from hybridqa.training.extractor_outcome import ExtractorOutcome
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,53 @@ class ModulePipeline(Parts):
 
         refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self.generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
+
+    def train_extractor(
+        self,
+        docs: str | Path,
+        questions: str | Path,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        work: str | Path | None = None,
+        documents: int | None = None,
+        questions_per_document: int = 50,
+        steps: int = 0,
+        modules: bool = True,
+        publish: bool = True,
+        output: str | Path | None = None,
+        on_event: Callable[[RefreshEvent], None] | None = None,
+    ) -> ExtractorOutcome:
+        """Trains an extractor for a collection on other documents and their questions; blocks until done.
+
+        `docs` and `questions` are JSON lines (see README). The documents go into a store of their own in the folder
+        `work` (default: one inside this store), with modules unless `modules` is false. At most `documents` of them
+        are used, with `questions_per_document` (0: all) questions each; `steps` is 0 for one pass over the questions.
+        With `publish` it becomes a version in the registry, current when it passed its gate; `output` is a new folder
+        for it outside. The same call again takes up what a killed one left.
+        Raises `InputError`, `CollectionNotFoundError`, `TrainingError`, and `StoreError` when another is at work.
+        """
+        from hybridqa.training.extractor import ExtractorMaker
+        from hybridqa.training.extractor_outcome import ExtractorOptions
+
+        options = ExtractorOptions(
+            collection=collection,
+            work=None if work is None else Path(work),
+            documents=documents,
+            questions_per_document=questions_per_document,
+            steps=steps,
+            modules=modules,
+            publish=publish,
+            output=None if output is None else Path(output),
+        )
+        maker = ExtractorMaker(self.catalog, self.registry, self.model, self.settings, self._open_beside)
+        return maker.run(Path(docs), Path(questions), options, on_event)
+
+    def _open_beside(self, folder: Path) -> HybridQA:
+        """A store in another folder with this one's settings."""
+        from hybridqa.pipeline import HybridQA
+
+        settings = self.settings.model_dump(exclude={"store", "name"})
+        return HybridQA.open(folder, create=True, name="default", **settings)
 
     def generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         """Completions of token ids, batched in the engine; for the trainer's synthetic data."""

@@ -23,7 +23,7 @@ from hybridqa.files import storage_full
 from hybridqa.models import ModelFolder
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("init", "add", "rm", "ls", "ask", "chat", "refresh", "modules", "doctor")
+COMMANDS = ("init", "add", "rm", "ls", "ask", "chat", "refresh", "train-extractor", "modules", "doctor")
 KETTLE = (
     "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
     "The Lumen kettle is made in the town of Oskvar."
@@ -443,3 +443,17 @@ def test_a_real_process_prints_json_alone_and_is_stopped_quietly(filled: Path, e
     assert rest == ""
     assert "Traceback" not in errors
     assert "error" not in errors
+
+
+# Extractors
+
+
+def test_train_extractor_refuses_bad_data_with_one_line(run: Run, filled: Path, tmp_path: Path) -> None:
+    docs, questions = tmp_path / "docs.jsonl", tmp_path / "questions.jsonl"
+    docs.write_text(json.dumps({"doc_id": "tower", "text": "The tower was built by Nils Aker."}))
+    questions.write_text(json.dumps({"qid": "1", "question": "Who?", "answers": ["Nils Aker"], "doc_ids": ["gate"]}))
+    words = ("train-extractor", "--docs", docs, "--questions", questions)
+    assert "'gate' is none of them" in one_line_error(run(*words, "--json"))
+    questions.write_text(json.dumps({"qid": "1", "question": "Who?", "answers": ["Nils Aker"], "doc_ids": ["tower"]}))
+    assert "expected at least 3" in one_line_error(run(*words))
+    assert run("train-extractor").exit_code == 2

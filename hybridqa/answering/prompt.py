@@ -6,6 +6,8 @@ question is always there, last; nothing that a document or a user wrote can act 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +21,13 @@ from hybridqa.types import Message, Passage, ScoredPassage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNKNOWN = "I don't know."  # what a model is asked to say, word for word, when it has no answer
 INSTRUCTION_SOURCES = (
     "Answer the question from the sources, in one or two short sentences. "
     "After each fact write the number of its source, like [1]. "
-    "If the sources do not hold the answer, say: I don't know."
+    f"If the sources do not hold the answer, say: {UNKNOWN}"
 )
-INSTRUCTION_CLOSED = (
-    "Answer the question in one or two short sentences. If you do not know the answer, say: I don't know."
-)
+INSTRUCTION_CLOSED = f"Answer the question in one or two short sentences. If you do not know the answer, say: {UNKNOWN}"
 
 _MARKER = re.compile(r"\s?\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
 _CHARACTERS_PER_TOKEN = 64  # no text of words is longer than this per token; longer ones are refused unread
@@ -88,6 +89,12 @@ class PromptBuilder:
         with self._lock:
             text = self._template.render(messages)
             return tuple(self._tokenizer.encode(text, add_special_tokens=self._template.add_special_tokens))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of what a prompt is like, with sources and without: of the instructions, template and tokens."""
+        prompts = [self.encode(messages_for("?")), self.encode(messages_for("?", ["?"]))]
+        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """An answer's token ids, to stand behind those of `encode`, with the token that ends the turn."""

@@ -18,15 +18,20 @@ from typing import Any
 import hybridqa
 from hybridqa.errors import TrainingError
 
+WORKER = "hybridqa.training.worker"
 
-def train(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+
+def train(
+    folders: Sequence[Path], *, worker: str = WORKER, what: str = "documents", again: str = "hybridqa refresh"
+) -> Iterator[dict[str, Any]]:
     """The events of a trainer at work on `folders`, each with its "job" and "stage"; at most one end for each job.
 
+    `worker` is the module that is run, `what` its jobs are about, `again` the command to repeat after a kill.
     Raises `TrainingError` when the process ends before every job has ended.
     """
     ended: set[str] = set()
     # -P: a torch.py or json.py in the working folder is none of ours.
-    command = [sys.executable, "-P", "-m", "hybridqa.training.worker", *(str(folder.absolute()) for folder in folders)]
+    command = [sys.executable, "-P", "-m", worker, *(str(folder.absolute()) for folder in folders)]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=_environment()
@@ -55,8 +60,8 @@ def train(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
             errors.seek(0)
             lines = errors.read().decode("utf-8", "replace").strip().splitlines()
             raise TrainingError(
-                f"the trainer's process ended with {code} after {len(ended)} of {len(folders)} documents: "
-                f"{lines[-1] if lines else 'it said nothing'}. Run `hybridqa refresh` again: it goes on from the "
+                f"the trainer's process ended with {code} after {len(ended)} of {len(folders)} {what}: "
+                f"{lines[-1] if lines else 'it said nothing'}. Run `{again}` again: it goes on from the "
                 "last checkpoint."
             )
 

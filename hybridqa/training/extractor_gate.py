@@ -1,0 +1,93 @@
+"""Decides whether an extractor may serve: with it, right answers must be likelier on documents that it has not seen.
+
+Knows nothing about how it was trained. Invariant: the same scores give the same verdict, and the report holds
+everything that the verdict came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hybridqa.evaluation.statistics import paired_difference
+from hybridqa.training.exercises import UNANSWERABLE, Exercise
+from hybridqa.training.mixture import CONFIGURATIONS, SERVING
+
+SERVED = "served"  # the name of the check that decides
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One configuration's questions; log-probabilities are per token of the right answer, in nats."""
+
+    questions: int
+    documents: int
+    without: float  # the extractor, with the same prompt and module
+    adapted: float  # with it
+    gain: float
+    low: float  # 95% interval of the gain, paired bootstrap over documents
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractorReport:
+    """What was measured on held-out documents."""
+
+    passed: bool
+    reason: str
+    checks: dict[str, Check]  # by configuration; SERVED is each question as it would be served
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifests and `--json`."""
+        checks = {name: asdict(check) for name, check in self.checks.items()}
+        return {"passed": self.passed, "reason": self.reason, **checks}
+
+
+def judge_extractor(
+    exercises: Sequence[Exercise], without: Sequence[float], adapted: Sequence[float], *, seed: int = 0
+) -> ExtractorReport:
+    """The verdict from paired scores of the same exercises, without and with the extractor.
+
+    It passes when it is better than none, by more than noise, on questions as they would be served.
+    """
+    places: dict[str, list[int]] = {SERVED: _served(exercises)}
+    for name in (*CONFIGURATIONS, UNANSWERABLE):
+        found = [place for place, exercise in enumerate(exercises) if exercise.configuration == name]
+        if found:
+            places[name] = found
+    checks = {}
+    for name, chosen in places.items():
+        if chosen:
+            one, other = [without[place] for place in chosen], [adapted[place] for place in chosen]
+            documents = [exercises[place].doc_id for place in chosen]
+            gain = paired_difference(other, one, documents, seed=seed)
+            size = len(chosen)
+            checks[name] = Check(
+                size, len(set(documents)), sum(one) / size, sum(other) / size, gain.mean, gain.low, gain.high
+            )
+    served = checks.get(SERVED)
+    if served is None or math.isnan(served.low):
+        count = served.documents if served else 0
+        reason = f"held-out questions about {count} documents can be asked; expected at least 2"
+        return ExtractorReport(False, reason, checks)
+    passed = served.low > 0
+    reason = (
+        f"{'better' if passed else 'not better'} than none on {served.questions} questions about {served.documents} "
+        f"held-out documents: {served.gain:+.2f} nats a token (95% interval {served.low:+.2f} to {served.high:+.2f})"
+    )
+    return ExtractorReport(passed, reason, checks)
+
+
+def _served(exercises: Sequence[Exercise]) -> list[int]:
+    """For each question, the exercise that is how it would be served."""
+    order = (UNANSWERABLE, *SERVING)
+    best: dict[str, int] = {}
+    for place, exercise in enumerate(exercises):
+        if exercise.configuration in order:
+            known = best.get(exercise.qid)
+            rank = order.index(exercise.configuration)
+            if known is None or rank < order.index(exercises[known].configuration):
+                best[exercise.qid] = place
+    return sorted(best.values())

@@ -1,0 +1,162 @@
+"""What an extractor is trained on, gathered from the store of its documents: exercises, modules, the recipe.
+
+Knows nothing about training or the registry that the extractor goes to. Invariant: no exercise to learn from is about a
+held-out document or has one's module plugged in, and equal stores and options give equal jobs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from hybridqa.answering.answerer import ROUTING_PASSAGES
+from hybridqa.config import Settings
+from hybridqa.engine.vllm_args import context_length
+from hybridqa.errors import InputError, TrainingError
+from hybridqa.evaluation.datasets import EvalDocument, EvalQuestion
+from hybridqa.ingest.library import content_hash
+from hybridqa.ingest.source import normalise, one_line
+from hybridqa.modules.adapter import WEIGHTS_FILE
+from hybridqa.modules.manifest import read_manifest
+from hybridqa.training.exercises import Exercise, ExerciseWriter
+from hybridqa.training.extractor_job import ExtractorJob
+from hybridqa.training.extractor_outcome import ExtractorOptions
+from hybridqa.training.mixture import Mixture
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.split import Split
+from hybridqa.types import DEFAULT_COLLECTION, Mode, Module, ScoredPassage
+
+if TYPE_CHECKING:
+    from hybridqa.pipeline import HybridQA
+
+PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
+EPOCHS = 1.0
+RATE = 0.3  # of the setting `learning_rate`, which suits packs of a dozen short prompts and adapters of half the layers
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A job, and what is worth knowing about how it came to be."""
+
+    job: ExtractorJob
+    about: dict[str, Any]
+
+    @classmethod
+    def gather(cls, work: HybridQA, chosen: Split, options: ExtractorOptions, tell: Told) -> Material:
+        """The material of a split from the store that holds its documents, with the modules that passed their gates.
+
+        Raises `TrainingError` when modules are wanted and there is none, `InputError` when no question can be asked.
+        """
+        modules = _modules(work, chosen) if options.modules else {}
+        mixture = options.mixture if options.modules else options.mixture.without_modules()
+        learned = [name for name in modules if name not in chosen.held_out]
+        exercises, dropped = _draw(_writer(work, learned), chosen.train, mixture, tell)
+        tester = _writer(work, list(modules))
+        held_out = [exercise for question in chosen.test for exercise in tester.every(question)]
+        used = sorted({exercise.module for exercise in (*exercises, *held_out) if exercise.module is not None})
+        model, settings = work.model, work.settings
+        job = ExtractorJob(
+            model_name=model.name,
+            model_path=str(model.path),
+            model_hash=model.hash,
+            prompt=work.prompts.fingerprint,
+            context_tokens=settings.context_tokens,
+            max_model_len=context_length(model.path, settings.max_model_len),
+            recipe=asdict(extractor_recipe(settings, options.steps)),
+            exercises=tuple(exercises),
+            held_out=tuple(held_out),
+            modules={name: read_manifest(modules[name].path).files[WEIGHTS_FILE] for name in used},
+            folders={name: str(modules[name].path) for name in used},
+        )
+        about = {
+            "documents": {"train": len(chosen.documents) - len(chosen.held_out), "held_out": list(chosen.held_out)},
+            "modules": len(modules),
+            "exercises": dict(Counter(exercise.configuration for exercise in exercises)),
+            "dropped": dropped,
+            "mixture": asdict(mixture),
+        }
+        return cls(job, about)
+
+
+def extractor_recipe(settings: Settings, steps: int) -> Recipe:
+    """What an extractor is trained by: all layers, on answers alone."""
+    return Recipe(
+        objective="sft",
+        rank=settings.module_rank,
+        alpha=settings.module_alpha,
+        first_layer=0.0,
+        learning_rate=settings.learning_rate * RATE,
+        epochs=EPOCHS,
+        steps=steps,
+        pack_tokens=PACK_TOKENS,
+        seed=settings.seed,
+    )
+
+
+def hash_of(document: EvalDocument) -> str:
+    """What a catalog calls this document's content, once it is added as a text."""
+    return content_hash(one_line(normalise(document.title)), normalise(document.text))
+
+
+def _draw(
+    writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told
+) -> tuple[list[Exercise], dict[str, int]]:
+    """Each question in its configuration, and how many cannot be asked, by reason."""
+    exercises: list[Exercise] = []
+    dropped: Counter[str] = Counter()
+    for place, question in enumerate(questions):
+        if place % 10 == 0:
+            tell(place, len(questions))
+        written = writer.draw(question, mixture)
+        if isinstance(written, Exercise):
+            exercises.append(written)
+        else:
+            dropped[written] += 1
+    if not exercises:
+        why = "; ".join(f"of {count}, {reason}" for reason, count in dropped.items())
+        raise InputError(
+            f"none of {len(questions)} questions can be asked ({why}); expected questions whose answers stand in their "
+            "documents. Give others with --questions."
+        )
+    return exercises, dict(dropped)
+
+
+def _modules(work: HybridQA, chosen: Split) -> dict[str, Module]:
+    """The fresh module in service of each document that has one."""
+    found: dict[str, Module] = {}
+    for document in chosen.documents:
+        for module in work.catalog.modules_for_documents(DEFAULT_COLLECTION, [document.doc_id]):
+            fresh = module.documents.get(document.doc_id) == hash_of(document)
+            if fresh and module.base_model_hash == work.model.hash:
+                work.registry.verify(module)
+                found[document.doc_id] = module
+    if not found:
+        raise TrainingError(
+            f"none of the modules of {len(chosen.documents)} documents passed its gate; expected at least one to stand "
+            "beside the extractor. Give longer documents, or train it on passages alone with --no-modules."
+        )
+    return found
+
+
+def _writer(work: HybridQA, modules: Sequence[str]) -> ExerciseWriter:
+    """A writer that finds passages as an answer's are found."""
+    settings = work.settings
+    wanted = max(settings.passages, ROUTING_PASSAGES)
+    router = work.router
+
+    def find(question: str) -> Sequence[ScoredPassage]:
+        found = work.searcher.search(question, k=wanted, collection=DEFAULT_COLLECTION)
+        return router.route(question, found, Mode.RETRIEVAL, DEFAULT_COLLECTION).passages
+
+    return ExerciseWriter(
+        find,
+        lambda doc_id: work.catalog.document_passages(DEFAULT_COLLECTION, doc_id),
+        work.prompts,
+        modules=modules,
+        passages=settings.passages,
+        max_answer_tokens=settings.max_answer_tokens,
+        seed=settings.seed,
+    )
