@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import cached_property
 
 from hybridqa.answering.answerer import Answerer
+from hybridqa.answering.companions import CompanionChooser
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.answering.stacks_in_use import StacksInUse
 from hybridqa.catalog import Catalog
@@ -113,10 +114,19 @@ class Parts:
             passage_threshold=settings.passage_threshold,
             max_rank=settings.max_lora_rank,
         )
+        companions = CompanionChooser(
+            self.catalog,
+            self.registry,
+            self.model.hash,
+            plugins=settings.plugins,
+            extractor=settings.extractor,
+            max_rank=settings.max_lora_rank,
+        )
         return Answerer(
             self.catalog,
             self.searcher,
             router,
+            companions,
             self.registry,
             self.stacks,
             self.prompts,

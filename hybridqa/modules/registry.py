@@ -56,7 +56,8 @@ class ModuleRegistry:
 
         The files are copied; the staged folder is removed once the version stands. Raises `BaseModelMismatchError`,
         `UnsupportedAdapterError`, `CorruptModuleError`, `DocumentNotFoundError` when the document has been removed
-        meanwhile, `InputError` when the id belongs to a module of another kind, and `StorageFullError`; after an error the registry is as it was.
+        meanwhile, `InputError` when the id belongs to a module of another kind, and `StorageFullError`; after an error
+        the registry is as it was.
         """
         self._check_base_model(f"{manifest.module_id}, staged in {str(staged_folder)!r},", manifest.base_model_hash)
         adapter = read_adapter(staged_folder)
@@ -218,8 +219,8 @@ class ModuleRegistry:
         if base_model_hash != self._base_model_hash:
             raise BaseModelMismatchError(
                 f"module {name!r} belongs to the base model {base_model_hash[:12]!r}; expected "
-                f"{self._base_model_hash[:12]!r}, the one in use. Set `model` in hybridqa.toml back, or make one for this "
-                "base model (`hybridqa refresh` does, for documents)."
+                f"{self._base_model_hash[:12]!r}, the one in use. Set `model` in hybridqa.toml back, or make "
+                "one for this base model (`hybridqa refresh` does, for documents)."
             )
 
     def _folder(self, collection: str, module_id: str, version: int) -> Path:
