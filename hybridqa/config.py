@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     extractor: bool = True  # use a collection's extractor where there is one
     stack_cache_mb: int = Field(2048, ge=1)
 
+    objective: Literal["dcd", "prompt-distillation", "next-token", "sft"] = "dcd"  # what a module is trained by
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)
     train_epochs: float = Field(2.8, gt=0)  # passes over what is to be learned

@@ -36,6 +36,15 @@ def test_a_module_must_fit_into_a_stack(tmp_path: Path, monkeypatch: pytest.Monk
     assert Settings.load(tmp_path).module_rank == 128
 
 
+def test_an_objective_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_NAME).write_text('objective = "distil"\n')
+    with pytest.raises(
+        ConfigError, match=r"'objective': Input should be 'dcd', 'prompt-distillation', 'next-token' or"
+    ):
+        Settings.load(tmp_path)
+    assert Settings.load(tmp_path, objective="sft").objective == "sft"
+
+
 def test_a_store_where_none_can_be(open_folder: Path) -> None:
     (open_folder / "file").touch()
     (open_folder / "fixed").mkdir(0o555)

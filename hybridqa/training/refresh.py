@@ -94,6 +94,7 @@ class Refresher:
         """The recipe that the settings ask for."""
         settings = self._settings
         return Recipe(
+            objective=settings.objective,
             rank=settings.module_rank,
             alpha=settings.module_alpha,
             steps=settings.train_steps,
