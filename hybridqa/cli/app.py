@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hybridqa import __version__
-from hybridqa.cli import answers, documents, health, modules, output
+from hybridqa.cli import answers, distill, documents, health, modules, output
 from hybridqa.cli.context import INTERRUPTED, Options, remember_debug
 
 app = typer.Typer(
@@ -57,6 +57,7 @@ app.command("ls")(documents.ls)
 app.command("ask")(answers.ask)
 app.command("chat")(answers.chat)
 app.command("refresh")(modules.refresh)
+app.command("distill")(distill.distill)
 app.add_typer(modules.app, name="modules")
 app.command("doctor")(health.doctor)
 

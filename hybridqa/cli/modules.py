@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, open_store
 from hybridqa.cli.module_report import gate_rows, loose_lines, weight_rows
+from hybridqa.cli.progress_lines import ProgressLines
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind, ModuleStatus
 
 if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
-    from hybridqa.training.outcome import RefreshEvent
 
 app = typer.Typer(help="List, show, import, roll back and remove modules.", invoke_without_command=True)
 ModuleId = Annotated[str, typer.Argument(help="The module's id, as `hybridqa modules` shows it.")]
-SKIPPED = ("skip", "failed")
 
 
 @command
@@ -43,7 +42,7 @@ def refresh(
         if embeddings:
             _reembed(store, bar, as_json)
             return
-        lines = _Lines(bar)
+        lines = ProgressLines(bar)
         report = store.refresh(collection=collection, doc_ids=doc_ids or None, force=force, on_event=lines.show)
     if as_json:
         output.say_json(report)
@@ -68,32 +67,6 @@ def _reembed(store: HybridQA, bar: Progress, as_json: bool) -> None:
         output.say_json({"passages": passages, "embedder": store.embedder.fingerprint})
     else:
         output.say(f"embedded  {passages} passages with {store.settings.embedder}")
-
-
-class _Lines:
-    """A line of progress for each document under work; plain lines where standard error is no terminal."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._stages: dict[tuple[str, str], str] = {}
-
-    def show(self, event: RefreshEvent) -> None:
-        """Draws one event."""
-        key = (event.collection, event.doc_id)
-        if not self._bar.console.is_terminal:
-            if self._stages.get(key) != event.stage:
-                self._stages[key] = event.stage
-                output.note(f"{event.stage:<10} {event.doc_id}  {event.message}".rstrip())
-            return
-        if event.stage in SKIPPED or (event.stage == "publish" and key in self._tasks):
-            if key in self._tasks:
-                self._bar.remove_task(self._tasks.pop(key))
-            return
-        if key not in self._tasks:
-            self._tasks[key] = self._bar.add_task("", total=None)
-        description = f"{event.stage:<10} {event.doc_id} {event.message}"
-        self._bar.update(self._tasks[key], description=description, completed=event.step, total=event.total or None)
 
 
 @app.callback()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.files import atomic_write_text
-from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
@@ -24,11 +23,11 @@ CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One document to distil."""
+    """One document, or other context, to distil."""
 
     collection: str
-    doc_id: str
-    content_hash: str
+    doc_id: str  # empty where it is no document's
+    content_hash: str  # of the document, or of all that decides the curriculum
     module_id: str
     model_name: str  # as its user calls it
     model_path: str
@@ -48,15 +47,7 @@ class Job:
         """Reads a job from its folder."""
         data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         data.pop("format")
-        raw = data.pop("curriculum")
-        curriculum = Curriculum(
-            raw["title"],
-            tuple(raw["chunks"]),
-            tuple(Pair(**pair) for pair in raw["pairs"]),
-            tuple(Pair(**pair) for pair in raw["held_out"]),
-            raw["dropped"],
-        )
-        return cls(**data, curriculum=curriculum)
+        return cls(curriculum=Curriculum.from_dict(data.pop("curriculum")), **data)
 
 
 def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any]) -> str:

@@ -60,9 +60,10 @@ class Pair:
 
     question: str
     answer: str
-    kind: str  # "ask", "question" or "summary"
-    passage: int  # ordinal of the passage it came from
+    kind: str  # "ask", "question" or "summary"; of a behaviour the form it is asked in, see `contexts`
+    passage: int  # ordinal of the passage it came from; -1 where there is none
     fact: int  # pairs of one fact share this number; -1 where a pair holds many facts
+    context: int = -1  # which of a behaviour's contexts the teacher has; -1: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,11 @@ import hybridqa
 from hybridqa.errors import TrainingError
 
 
-def train(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def train(folders: Sequence[Path], *, again: str = "hybridqa refresh") -> Iterator[dict[str, Any]]:
     """The events of a trainer at work on `folders`, each with its "job" and "stage"; at most one end for each job.
 
-    Raises `TrainingError` when the process ends before every job has ended.
+    `again` is the command to repeat after a failure. Raises `TrainingError` when the process ends before every job has
+    ended.
     """
     ended: set[str] = set()
     # -P: a torch.py or json.py in the working folder is none of ours.
@@ -55,8 +56,8 @@ def train(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
             errors.seek(0)
             lines = errors.read().decode("utf-8", "replace").strip().splitlines()
             raise TrainingError(
-                f"the trainer's process ended with {code} after {len(ended)} of {len(folders)} documents: "
-                f"{lines[-1] if lines else 'it said nothing'}. Run `hybridqa refresh` again: it goes on from the "
+                f"the trainer's process ended with {code} after {len(ended)} of {len(folders)} jobs: "
+                f"{lines[-1] if lines else 'it said nothing'}. Run `{again}` again: it goes on from the "
                 "last checkpoint."
             )
 

@@ -29,7 +29,7 @@ from hybridqa.provenance import commit, hardware
 from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
 from hybridqa.training.process import train
-from hybridqa.training.recipe import Recipe
+from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.training.synthesis import Synthesiser
 from hybridqa.types import Module, ModuleKind, ModuleStatus
 
@@ -92,16 +92,7 @@ class Refresher:
 
     def recipe(self) -> Recipe:
         """The recipe that the settings ask for."""
-        settings = self._settings
-        return Recipe(
-            objective=settings.objective,
-            rank=settings.module_rank,
-            alpha=settings.module_alpha,
-            steps=settings.train_steps,
-            epochs=settings.train_epochs,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-        )
+        return recipe_for(self._settings)
 
     def _run(
         self, documents: Sequence[DocumentSummary], force: bool, tell: Callable[[RefreshEvent], None]

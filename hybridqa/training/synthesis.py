@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from hybridqa.ingest.sentences import split_sentences
 from hybridqa.training.pairs import Fact, Pair, find_facts, held_out_pairs, restatements
+from hybridqa.types import Message, ModuleKind
 
 Generate = Callable[[Sequence[str], int, str], list[str]]  # prompts, most tokens, where to stop → continuations
 
@@ -33,13 +35,30 @@ _CONTENT = re.compile(r"\w{4,}")
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """Everything to learn from one document, and to test it by."""
+    """Everything to learn from one document, or other context, and to test it by."""
 
     title: str
-    chunks: tuple[str, ...]  # what the teacher reads; `Pair.passage` points here
+    chunks: tuple[str, ...]  # what the teacher reads; of a behaviour, what both read. `Pair.passage` points here
     pairs: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
     dropped: dict[str, int]  # what the critic threw away, by reason
+    kind: ModuleKind = ModuleKind.DOCUMENT  # how the teacher sees the context; all others are behaviours
+    contexts: tuple[tuple[Message, ...], ...] = ()  # a behaviour's: the turns that the teacher has and the student not
+    others: tuple[Pair, ...] = ()  # held-out questions that have nothing to do with a behaviour
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """The curriculum that `dataclasses.asdict` and JSON made `raw` of. Raises `KeyError`, `TypeError`."""
+        return cls(
+            raw["title"],
+            tuple(raw["chunks"]),
+            tuple(Pair(**pair) for pair in raw["pairs"]),
+            tuple(Pair(**pair) for pair in raw["held_out"]),
+            raw["dropped"],
+            ModuleKind(raw.get("kind", ModuleKind.DOCUMENT)),
+            tuple(tuple(Message(**turn) for turn in turns) for turns in raw.get("contexts", ())),
+            tuple(Pair(**pair) for pair in raw.get("others", ())),
+        )
 
 
 def question_prompt(fact: Fact) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
+from hybridqa.training.closeness import ClosenessReport, judge_behaviour, row_tokens
 from hybridqa.training.gate import GateReport, Scores, judge
 from hybridqa.training.lesson import Job
 from hybridqa.training.objectives import TeacherTargets
@@ -35,8 +36,10 @@ from hybridqa.training.wordings import (
     lesson_pairs,
     lessons,
     sourced_example,
+    teacher_example,
     text_examples,
 )
+from hybridqa.types import ModuleKind
 
 READ_QUESTIONS = 8  # of the held-out ones, at most, are also asked with their chunk
 TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
@@ -57,7 +60,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     started = time.perf_counter()
     trainer.attach(recipe)
     students = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
-    if recipe.objective == "next-token":
+    if recipe.objective == "next-token" and lesson.kind is ModuleKind.DOCUMENT:
         students.append(text_examples(prompts, lesson, window=min(job.max_model_len, TEXT_TOKENS)))
     teachers: list[TeacherTargets] = []
     if recipe.weights().need_teacher:
@@ -78,7 +81,11 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     shutil.rmtree(adapter, ignore_errors=True)
     trainer.save(adapter, job.model_name)
     say(job=folder.name, stage="gate", step=0, total=1)
-    report = judge_module(trainer, prompts, lesson.held_out, job)
+    report: GateReport | ClosenessReport
+    if lesson.kind is ModuleKind.DOCUMENT:
+        report = judge_module(trainer, prompts, lesson.held_out, job)
+    else:
+        report = judge_behaviour(trainer, prompts, lesson, recipe)
     metrics["gate"] = report.as_dict()
     metrics["synthesis"] = {"pairs": len(pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
     metrics["seconds"] = {
@@ -106,13 +113,9 @@ def teach(
     trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
 ) -> list[TeacherTargets]:
     """The teacher's targets for each pair, in order."""
-    order = sorted(range(len(pairs)), key=lambda key: pairs[key].passage)  # a chunk is read once a row
-    targets = trainer.teach(
-        [sourced_example(prompts, pairs[key], key, lesson) for key in order],
-        recipe,
-        hidden=recipe.weights().hidden > 0,
-        tokens=TEACHER_TOKENS,
-    )
+    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage))  # read once a row
+    examples = [teacher_example(prompts, pairs[key], key, lesson) for key in order]
+    targets = trainer.teach(examples, recipe, hidden=recipe.weights().hidden > 0, tokens=row_tokens(examples))
     return [found for _, found in sorted(zip(order, targets, strict=True), key=lambda item: item[0])]
 
 
