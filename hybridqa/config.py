@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     train_epochs: float = Field(2.8, gt=0)  # passes over what is to be learned
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(1e-3, gt=0)
+    generator_url: str = ""  # an OpenAI-compatible endpoint that writes synthetic data instead of the engine
+    generator_model: str = ""  # its model's name
+    generator_key: SecretStr | None = None  # sent to that endpoint, and shown and stored nowhere
 
     @field_validator("plugins", mode="before")
     @classmethod
@@ -136,6 +139,14 @@ class Settings(BaseSettings):
                 f"{self.max_lora_rank}; expected a max_lora_rank of at least module_rank, or no module could be "
                 f"plugged in. Set {f'max_lora_rank = {enough[0]} or ' if enough else ''}a smaller module_rank in "
                 f"{CONFIG_NAME} or the HYBRIDQA_* variables."
+            )
+        if bool(self.generator_url) != bool(self.generator_model):
+            given, missing = "generator_url", "generator_model"
+            if self.generator_model:
+                given, missing = missing, given
+            raise ConfigError(
+                f"settings are not usable: {given!r} is {getattr(self, given)!r} and {missing!r} is not set; expected "
+                f"both or neither. Set {missing} in {CONFIG_NAME} or the HYBRIDQA_* variables."
             )
         return self
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridqa.engine.loop import together
+from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.errors import InputError, ModelError
 from hybridqa.modules.folders import slug
 from hybridqa.modules.registry import module_id_for
@@ -19,7 +20,6 @@ from hybridqa.parts import Parts
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind
 
 if TYPE_CHECKING:
-    from hybridqa.engine.protocol import Completion, Sampling
     from hybridqa.training.distill import DistillOutcome
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
@@ -164,7 +164,7 @@ class ModulePipeline(Parts):
             self.model,
             self.prompts,
             self.settings,
-            self._complete_many,
+            self._generate_many,
             self._best_source,
         )
         return distiller.run(
@@ -185,14 +185,8 @@ class ModulePipeline(Parts):
         found = self.searcher.search(question, k=1, collection=collection)
         return source_text(found[0].passage) if found else None
 
-    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
-        """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
-        from hybridqa.engine.protocol import Sampling
-
-        return [done.text for done in self._complete_many(prompts, Sampling(max_tokens=max_tokens, stop=(stop,)))]
-
-    def _complete_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        """Completions of token ids, batched in the engine."""
+    def _generate_many(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """Completions of token ids, batched in the engine; for the trainer's synthetic data."""
 
         async def work() -> list[Completion]:
             engine = await self.engine_ready()

@@ -29,8 +29,10 @@ def gate_rows(gate: Any) -> list[Row]:
 
 
 def loose_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Everything in the metrics but the gate's report, a line an entry."""
-    return [f"{name:<16} {_text(value)}" for name, value in metrics.items() if name != "gate"]
+    """Everything in the metrics that the gate's report does not say, a line an entry."""
+    gate = metrics.get("gate")
+    said = {"gate", "reason"} if isinstance(gate, Mapping) and gate.get("reason") == metrics.get("reason") else {"gate"}
+    return [f"{name:<16} {_text(value)}" for name, value in metrics.items() if name not in said]
 
 
 def weight_rows(weights: Mapping[str, float]) -> list[Row]:

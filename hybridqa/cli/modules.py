@@ -140,7 +140,7 @@ def show(
     for key, value in found.items():
         output.say(f"{key:<16} {value}")
     if weights:
-        output.say("\nweights of documents' modules beside it")
+        output.say("\nweights of documents' modules beside it: layer, min, mean, max")
         output.table(("layer", "min", "mean", "max"), weight_rows(weights))
     if rows := gate_rows(metrics.get("gate")):
         output.say("\ngate")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from hybridqa.answering.prompt import source_text
 from hybridqa.errors import InputError
 from hybridqa.training.context_files import Context
-from hybridqa.training.pairs import find_facts, held_out_pairs
+from hybridqa.training.facts import find_facts
+from hybridqa.training.pairs import ask_pair, natural_pair
 from hybridqa.training.retention import JUDGING, TRAINING
 from hybridqa.types import Message, ModuleKind, Passage
 
@@ -49,11 +50,13 @@ class Asks:
 def document_asks(documents: Sequence[Sequence[Passage]], *, most: int, seed: int) -> list[Ask]:
     """Questions about documents, given as their passages, each with the passage that answers it; at most `most`."""
     found: list[Ask] = []
+    rng = random.Random(seed)
     for passages in documents:
-        facts = find_facts([passage.text for passage in passages])
-        pairs = held_out_pairs(facts, passages[0].title if passages else "", most=len(facts), seed=seed)
-        found.extend(Ask(pair.question, source_text(passages[pair.passage])) for pair in pairs)
-    return random.Random(seed).sample(found, min(most, len(found)))
+        for fact in find_facts([passage.text for passage in passages]):
+            pair = natural_pair(fact, rng) or ask_pair(fact)
+            found.append(Ask(pair.question, source_text(passages[pair.passage])))
+    found = list({ask.question: ask for ask in found}.values())
+    return rng.sample(found, min(most, len(found)))
 
 
 def choose_asks(

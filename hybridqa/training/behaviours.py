@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hybridqa.answering.prompt import PromptBuilder
@@ -17,11 +17,10 @@ from hybridqa.errors import InputError
 from hybridqa.training.asks import Ask, Asks, first_question
 from hybridqa.training.context_files import Context, Scratchpad
 from hybridqa.training.contexts import BARE, SERVING, SOURCES, conversation, teacher_prompt
+from hybridqa.training.generator import Complete
 from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Message, ModuleKind
-
-Complete = Callable[[Sequence[Sequence[int]], Sampling], list[Completion]]  # token ids of prompts → completions
 
 SUBSETS = 4  # of the examples, or orders of them where there are few
 TEMPERATURE = 0.8  # of an answer that has been given greedily before
@@ -64,7 +63,7 @@ class BehaviourWriter:
             pads = self._reasoned(context.scratchpads, dropped)
         everyone = (*asks.learned, *asks.held_out, *asks.general, *asks.others)
         sources = list(dict.fromkeys(ask.source for ask in everyone if ask.source is not None))
-        lesson = Curriculum("", tuple(sources), (), (), {}, context.kind)
+        lesson = Curriculum("", tuple(sources), (), (), {}, kind=context.kind)
         lesson = replace(lesson, contexts=self._contexts(context, pads, lesson, everyone))
         shown = [{turn.content for turn in turns if turn.role == "user"} for turns in lesson.contexts]
         usable = {place for place, pad in enumerate(pads) if pad is not None}
@@ -117,7 +116,7 @@ class BehaviourWriter:
                         continue
                     place = fitting[(number + turn) % len(fitting)]
                 passage = places[ask.source] if form == SOURCES and ask.source is not None else -1
-                pair = Pair(ask.question, "", form, passage, -1, place)
+                pair = Pair(ask.question, "", form, passage, -1, context=place)
                 if seen[pair] < (1 if kind is ModuleKind.SCRATCHPAD and place >= 0 else 3):
                     drafts.append(_Draft(pair, seen[pair]))
                     seen[pair] += 1

@@ -18,9 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hybridqa.files import atomic_write_bytes
+from hybridqa.training.lesson import CHECKPOINT
 from hybridqa.training.recipe import Recipe
 
-CHECKPOINT = "checkpoint.safetensors"
+__all__ = ["CHECKPOINT", "load_checkpoint", "save_checkpoint"]
 
 
 def _fingerprint(recipe: Recipe, total: int) -> dict[str, Any]:

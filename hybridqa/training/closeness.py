@@ -15,16 +15,14 @@ import torch
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.contexts import SOURCES, student_example, taught_example
-from hybridqa.training.gate import MIN_QUESTIONS, paired_interval
+from hybridqa.training.gate import LIMITS, paired_interval
+from hybridqa.training.judging import PACK_TOKENS
 from hybridqa.training.objectives import TeacherTargets, concatenate, kl_divergence
 from hybridqa.training.packing import Example, group, pack
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.trainer import Trainer
-
-ROW_TOKENS = 1024  # of a packed row that no one is trained on, beside what its prompts share
-MAX_DRIFT = 0.3  # nats a token that a module may move away from the teacher on other questions, noise apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +62,17 @@ def judge(held_out: Distances, with_sources: Distances, others: Distances, *, se
     """The verdict.
 
     It passes when held-out answers are closer to the teacher by more than noise, those beside a source are not further
-    away by more than noise, and other questions' are not further away by more than noise and `MAX_DRIFT`.
+    away by more than noise, and other questions' are not further away by more than noise and the gate's drift.
     """
     questions = len(held_out.base)
-    if questions < MIN_QUESTIONS:
-        return ClosenessReport(False, f"{questions} held-out questions; expected at least {MIN_QUESTIONS}", questions)
+    if questions < LIMITS.questions:
+        return ClosenessReport(
+            False, f"{questions} held-out questions; expected at least {LIMITS.questions}", questions
+        )
     gains = held_out.gains()
     low, high = paired_interval(gains, seed=seed)
     base_kl, module_kl = float(np.mean(held_out.base)), float(np.mean(held_out.module))
-    reads, keeps = _check(with_sources, 0.0, seed), _check(others, MAX_DRIFT, seed)
+    reads, keeps = _check(with_sources, 0.0, seed), _check(others, LIMITS.drift, seed)
     reason = (
         f"answers {'' if low > 0 else 'not '}more like the teacher with its context than the base model does: KL "
         f"{base_kl:.2f} to {module_kl:.2f} nats a token (95% interval of the gain {low:+.2f} to {high:+.2f})"
@@ -98,7 +98,7 @@ def judge(held_out: Distances, with_sources: Distances, others: Distances, *, se
 
 def _check(distances: Distances, allowed: float, seed: int) -> dict[str, Any] | None:
     """Whether the module is further from the teacher by no more than noise and `allowed`; None of too few questions."""
-    if len(distances.base) < MIN_QUESTIONS:
+    if len(distances.base) < LIMITS.questions:
         return None
     gains = distances.gains()
     low, high = paired_interval(gains, seed=seed)
@@ -138,7 +138,7 @@ def distances(
     base: list[float] = []
     module: list[float] = []
     with torch.no_grad():
-        for part in group(students, ROW_TOKENS):
+        for part in group(students, PACK_TOKENS):
             row = pack(part)
             teacher = concatenate([teachers[key] for key in row.keys]).to(trainer.device)
             lower_T_D = trainer.lower(row)
@@ -155,5 +155,5 @@ def _mean_distances(logits_N_V: torch.Tensor, teacher: TeacherTargets, lengths: 
 
 
 def row_tokens(examples: Sequence[Example]) -> int:
-    """What a row of the teacher's may hold: half of `ROW_TOKENS` beside the longest prompt, which its row shares."""
-    return max(ROW_TOKENS, ROW_TOKENS // 2 + max((len(item.prompt) for item in examples), default=0))
+    """What a row of the teacher's may hold: half of `PACK_TOKENS` beside the longest prompt, which its row shares."""
+    return max(PACK_TOKENS, PACK_TOKENS // 2 + max((len(item.prompt) for item in examples), default=0))

@@ -27,9 +27,10 @@ from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.asks import Ask, Retrieve, choose_asks, document_asks
-from hybridqa.training.behaviours import BehaviourWriter, Complete
+from hybridqa.training.behaviours import BehaviourWriter
 from hybridqa.training.context_files import Context, Scratchpad
-from hybridqa.training.gate import MIN_QUESTIONS
+from hybridqa.training.gate import LIMITS
+from hybridqa.training.generator import Complete
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
@@ -228,11 +229,11 @@ class Distiller:
     def _train(self, folder: Path, tell: Callable[[RefreshEvent], None]) -> DistillOutcome:
         job = Job.load(folder)
         lesson = job.curriculum
-        if not lesson.pairs or len(lesson.held_out) < MIN_QUESTIONS:  # the folder stays: the next run knows at once
+        if not lesson.pairs or len(lesson.held_out) < LIMITS.questions:  # the folder stays: the next run knows at once
             said = ", ".join(f"{count} {reason}" for reason, count in lesson.dropped.items() if count) or "none"
             reason = (
                 f"there is too little to learn from: {len(lesson.pairs)} answers to learn and {len(lesson.held_out)} "
-                f"to test with, expected at least 1 and {MIN_QUESTIONS}; dropped: {said}"
+                f"to test with, expected at least 1 and {LIMITS.questions}; dropped: {said}"
             )
             tell(RefreshEvent(job.collection, job.module_id, "skip", message=reason))
             return DistillOutcome(job.collection, job.module_id, lesson.kind, None, "rejected", reason)

@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,15 @@ from hybridqa.training.kept import Kept
 from hybridqa.training.lora import Companion
 from hybridqa.training.objectives import concatenate, distillation_loss
 from hybridqa.training.packing import Example
-from hybridqa.training.recipe import Recipe
-from hybridqa.training.schedule import Row, rows_of, second_plan, steps_of
+from hybridqa.training.recipe import Recipe, Weights
+from hybridqa.training.schedule import Row, retained_of, rows_of, second_plan, steps_of
 from hybridqa.training.targets import Teachers
 
 if TYPE_CHECKING:
     from hybridqa.training.trainer import Trainer
 
 CLIP = 1.0  # the largest norm of a step's gradients
+PLAIN_KL = Weights(kl=1.0, hidden=0.0)  # what prompts are held by that have nothing to do with the document
 
 
 def fit(
@@ -39,6 +41,7 @@ def fit(
     *,
     companions: Sequence[Companion | None] = (),
     distractors: Sequence[Companion] = (),
+    retained: Sequence[Sequence[Example]] = (),
     more: Callable[[], Sequence[Sequence[Example]]] | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
@@ -47,7 +50,9 @@ def fit(
 
     `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` finds its targets in
     `teachers`. `companions[v]`, where given, answers beside the adapter in the packs of list v; `distractors` are
-    companions of which a share of the steps, `recipe.distracted`, draws one. `more` is called once, when
+    companions of which a share of the steps, `recipe.distracted`, draws one. `retained` are examples, in such lists, to
+    be answered as their targets in `teachers` say, by KL alone, whatever the objective: a share of the steps,
+    `recipe.retention`, takes a pack of them along, with no companion there. `more` is called once, when
     `recipe.first_round` of the steps are done, for examples to put into the rest.
     With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
     Raises `TrainingError` when there is no example, or the loss is no number.
@@ -55,6 +60,8 @@ def fit(
     rows = rows_of(students, recipe)
     plan = steps_of(rows, recipe)
     turn = round(len(plan) * recipe.first_round) if more is not None else len(plan)
+    held, holds = retained_of(retained, recipe, len(plan))
+    weights, holding = recipe.weights(), replace(PLAIN_KL, kl=recipe.retention_weight)
     adapter = trainer.parameters()
     optimiser = _optimiser(adapter, recipe)
     started = time.perf_counter()
@@ -72,7 +79,13 @@ def fit(
             companion = _companion(row, step, companions, distractors, recipe)
             for part in optimiser.param_groups:
                 part["lr"] = part["full_rate"] * _share(step, len(plan), recipe)
-            value = _step(trainer, row, plan[step], companion, teachers, recipe, lowers, optimiser)
+            optimiser.zero_grad(set_to_none=True)
+            value = _learn(trainer, row, plan[step], companion, teachers, weights, recipe, lowers)
+            if (place := holds.get(step)) is not None:  # gradients add up: the number of steps stays what it is
+                _learn(trainer, held[place], -1 - place, None, teachers, holding, recipe, lowers)
+                spent += len(held[place].pack)
+            torch.nn.utils.clip_grad_norm_(adapter.values(), CLIP)
+            optimiser.step()
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss became {value!r} at step {step}; expected a finite number. "
@@ -89,18 +102,17 @@ def fit(
     return {"steps": len(plan), "seconds": seconds, "loss": loss.value, "tokens": spent}
 
 
-def _step(
+def _learn(
     trainer: Trainer,
     row: Row,
     place: int,
     companion: Companion | None,
     teachers: Teachers,
+    weights: Weights,
     recipe: Recipe,
     lowers: Kept,
-    optimiser: torch.optim.Optimizer,
 ) -> float:
-    """One pack forth and back; its loss."""
-    weights = recipe.weights()
+    """One pack forth and back, its gradients added to those that are there; its loss."""
     lower_T_D = None
     if trainer.freezes(companion):
         if place not in lowers:
@@ -114,12 +126,8 @@ def _step(
     with trainer.beside(companion):
         logits_N_V, states_N_L_D, targets_N = trainer.forward(row.pack, hidden=weights.hidden > 0, lower_T_D=lower_T_D)
         loss = distillation_loss(logits_N_V, states_N_L_D, targets_N, teacher, weights, temperature=recipe.temperature)
-        value = float(loss.detach())
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_([weight for part in optimiser.param_groups for weight in part["params"]], CLIP)
-    optimiser.step()
-    return value
+    return float(loss.detach())
 
 
 def _companion(

@@ -1,7 +1,8 @@
 """A training job on disk: what to learn, from which document version, by which recipe; text, no token ids.
 
-Knows nothing about torch. Invariant: a job's folder name is a hash of everything that decides its result, so a finished
-job is found again after a kill and an outdated one never is.
+Knows nothing about torch. Invariant: a job's folder name is a hash of everything that decides its result but the other
+modules and documents that it happened to find, which are on record in it: a finished job is found again after a kill,
+an outdated one never is, and one taken up again has the others that it began with.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from hybridqa.files import atomic_write_text
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
-JOB_FORMAT = 1
+JOB_FORMAT = 3  # 2: curricula with a reserve and sampled answers; 3: with contexts
+CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One document, or other context, to distil."""
+    """One document to distil."""
 
     collection: str
-    doc_id: str  # empty where it is no document's
-    content_hash: str  # of the document, or of all that decides the curriculum
+    doc_id: str
+    content_hash: str
     module_id: str
     model_name: str  # as its user calls it
     model_path: str
@@ -36,6 +38,8 @@ class Job:
     max_model_len: int
     recipe: dict[str, Any]
     curriculum: Curriculum
+    companions: tuple[str, ...] = ()  # folders of other documents' modules, to train and be judged beside
+    off_topic: tuple[tuple[str, str], ...] = ()  # questions about other documents, and their answers
 
     def save(self, folder: Path) -> None:
         """Writes the job into its folder."""
@@ -44,10 +48,17 @@ class Job:
 
     @classmethod
     def load(cls, folder: Path) -> Job:
-        """Reads a job from its folder."""
+        """Reads a job from its folder.
+
+        Raises `OSError`, `ValueError`, `KeyError` or `TypeError` for one that is missing, damaged or of another format.
+        """
         data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        data.pop("format")
-        return cls(curriculum=Curriculum.from_dict(data.pop("curriculum")), **data)
+        if data.pop("format") != JOB_FORMAT:
+            raise ValueError(f"{str(folder)!r} is no job of format {JOB_FORMAT}.")
+        curriculum = Curriculum.from_dict(data.pop("curriculum"))
+        companions = tuple(data.pop("companions", ()))
+        off_topic = tuple((question, answer) for question, answer in data.pop("off_topic", ()))
+        return cls(**data, curriculum=curriculum, companions=companions, off_topic=off_topic)
 
 
 def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any]) -> str:

@@ -57,7 +57,10 @@ class Recipe:
     trust: bool = True  # the teacher counts as far as it believes the target; cross-entropy takes the rest
     weight_decay: float = 0.0
     first_round: float = 0.6  # share of the steps before the second round of examples is chosen, where there is one
-    distracted: float = 0.0  # share of the steps with another module plugged in, where there are others
+    distracted: float = 0.0  # share of the steps with other modules plugged in, where there are others
+    distractors: int = 4  # other modules to draw those from, at most
+    retention: float = 0.1  # share of the steps that take along a pack of prompts to be answered as without a module
+    retention_weight: float = 1.0  # of that pack's loss
     checkpoint_steps: int = 25
     memory_mb: int = 4096  # of what is kept between steps; beyond it, it is kept in files
     seed: int = 0

@@ -7,11 +7,10 @@ distilled from; whatever is killed and whenever, a later refresh takes up the ch
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,19 @@ from filelock import FileLock, Timeout
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
-from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import HybridQAError, StorageFullError, StoreError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.provenance import commit, hardware
-from hybridqa.training.lesson import Job, chunks, job_name
+from hybridqa.training.generator import Complete
+from hybridqa.training.jobs import JobDocument, JobWriter
+from hybridqa.training.lesson import Job
+from hybridqa.training.others import others_of, tell_others
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
-from hybridqa.training.synthesis import Synthesiser
 from hybridqa.types import Module, ModuleKind, ModuleStatus
-
-log = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -46,15 +44,14 @@ class Refresher:
         model: ModelFolder,
         prompts: PromptBuilder,
         settings: Settings,
-        generate: Callable[[Sequence[Sequence[int]], int, str], list[str]],
+        generate: Complete,
     ) -> None:
         self._catalog = catalog
         self._registry = registry
         self._model = model
-        self._prompts = prompts
         self._settings = settings
-        self._generate = generate
         self._work_dir = settings.module_dir / "work"
+        self._jobs = JobWriter(self._work_dir, model, prompts, settings, generate)
 
     def run(
         self,
@@ -97,23 +94,29 @@ class Refresher:
     def _run(
         self, documents: Sequence[DocumentSummary], force: bool, tell: Callable[[RefreshEvent], None]
     ) -> list[RefreshOutcome]:
-        recipe = asdict(self.recipe())
+        def told(document: JobDocument, step: int, total: int) -> None:
+            tell(RefreshEvent(document.collection, document.doc_id, "synthesise", step, total))
+
+        def others(document: JobDocument, recipe: Recipe) -> dict[str, Any]:
+            return others_of(self._catalog, document.collection, document.doc_id, self._model.hash, recipe)
+
+        recipe = self.recipe()
         outcomes: list[RefreshOutcome] = []
         todo: dict[str, DocumentSummary] = {}
         for document in documents:
-            known = None if force else self._known(document, recipe)
+            known = None if force else self._known(document, asdict(recipe))
             if known is not None:
                 outcomes.append(known)
                 tell(RefreshEvent(document.collection, document.doc_id, "skip", message=known.reason))
                 continue
             module_id = module_id_for(document.collection, document.doc_id)
-            name = job_name(module_id, document.content_hash, self._model.hash, recipe)
+            folder = self._jobs.folder(module_id, document.content_hash, recipe)
             if force:
-                shutil.rmtree(self._work_dir / name, ignore_errors=True)
-            todo[name] = document
-        self._remove_outdated(set(todo))
+                shutil.rmtree(folder, ignore_errors=True)
+            todo[folder.name] = document
+        self._jobs.remove_outdated((self._work_dir / name for name in todo), self._is_current)
         try:
-            self._write_jobs(todo, recipe, tell)
+            self._jobs.write_jobs([self._to_learn(document) for document in todo.values()], [recipe], told, others)
             for name, event in self._train(todo):
                 document = todo[name]
                 if event["stage"] in ("done", "failed", "empty"):
@@ -148,61 +151,20 @@ class Refresher:
             document.collection, document.doc_id, module.name, state, reason, 0.0, dict(module.metrics)
         )
 
-    def _write_jobs(
-        self, todo: dict[str, DocumentSummary], recipe: dict[str, Any], tell: Callable[[RefreshEvent], None]
-    ) -> None:
-        """Has the engine write the synthetic data of every job that has none yet."""
-        new = {name: document for name, document in todo.items() if not self._take_up(name)}
-        if not new:
-            return
-        texts: list[tuple[str, list[str]]] = []
-        for place, document in enumerate(new.values()):
-            tell(RefreshEvent(document.collection, document.doc_id, "synthesise", place, len(new)))
-            passages = self._catalog.document_passages(document.collection, document.doc_id)
-            texts.append((document.title, chunks(passages, lambda text: len(self._prompts.encode_plain(text)))))
-        curricula = Synthesiser(self._complete, seed=self._settings.seed).run(texts)
-        for (name, document), curriculum in zip(new.items(), curricula, strict=True):
-            Job(
-                collection=document.collection,
-                doc_id=document.doc_id,
-                content_hash=document.content_hash,
-                module_id=module_id_for(document.collection, document.doc_id),
-                model_hash=self._model.hash,
-                recipe=recipe,
-                curriculum=curriculum,
-                **self._circumstances(),
-            ).save(self._work_dir / name)
+    def _to_learn(self, document: DocumentSummary) -> JobDocument:
+        collection, doc_id = document.collection, document.doc_id
+        return JobDocument(
+            collection=collection,
+            doc_id=doc_id,
+            title=document.title,
+            content_hash=document.content_hash,
+            module_id=module_id_for(collection, doc_id),
+            passages=tuple(self._catalog.document_passages(collection, doc_id)),
+        )
 
-    def _take_up(self, name: str) -> bool:
-        """Whether there is such a job, which then hears of what is not in its name and may have changed since."""
-        folder = self._work_dir / name
-        if (folder / "result.json").is_file():
-            return True
-        try:
-            job = Job.load(folder)
-        except (OSError, ValueError, KeyError, TypeError):
-            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of who knows what data
-            return False
-        now = replace(job, **self._circumstances())
-        if now != job:
-            now.save(folder)
-        return True
-
-    def _circumstances(self) -> dict[str, Any]:
-        """What a job says that does not decide its result: where the model is now, and how long a prompt may be."""
-        return {
-            "model_name": self._model.name,
-            "model_path": str(self._model.path),
-            "context_tokens": self._settings.context_tokens,
-            "max_model_len": context_length(self._model.path, self._settings.max_model_len),
-        }
-
-    def _complete(self, prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
-        """Continuations of prompts; empty for one that the model has no room for."""
-        encoded = [self._prompts.encode_plain(prompt) for prompt in prompts]
-        room = context_length(self._model.path, self._settings.max_model_len) - max_tokens
-        texts = iter(self._generate([ids for ids in encoded if len(ids) <= room], max_tokens, stop))
-        return [next(texts) if len(ids) <= room else "" for ids in encoded]
+    def _is_current(self, collection: str, doc_id: str, content_hash: str) -> bool:
+        document = self._catalog.find_document(collection, doc_id)
+        return document is not None and document.content_hash == content_hash
 
     def _train(self, todo: dict[str, DocumentSummary]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Events of the trainer's process; jobs that need none, finished by an earlier one or empty, come first."""
@@ -216,6 +178,7 @@ class Refresher:
                 open_jobs.append(folder)
         for event in train(open_jobs) if open_jobs else ():
             yield event["job"], event
+            tell_others(self._catalog, open_jobs, event)
 
     def _finish(
         self, name: str, document: DocumentSummary, event: dict[str, Any], tell: Callable[[RefreshEvent], None]
@@ -229,8 +192,7 @@ class Refresher:
             reason = "the document holds nothing to learn: no fact to ask for and no summary that the critic let pass"
             tell(RefreshEvent(collection, doc_id, "skip", message=reason))
             return RefreshOutcome(collection, doc_id, None, "rejected", reason)
-        now = self._catalog.find_document(collection, doc_id)
-        if now is None or now.content_hash != document.content_hash:
+        if not self._is_current(collection, doc_id, document.content_hash):
             shutil.rmtree(folder, ignore_errors=True)
             return RefreshOutcome(collection, doc_id, None, "changed", "the document changed meanwhile; refresh again")
         try:
@@ -273,18 +235,3 @@ class Refresher:
         state = "published" if result["passed"] else "rejected"
         tell(RefreshEvent(collection, doc_id, "publish", 1, 1, f"{state}: {result['reason']}"))
         return RefreshOutcome(collection, doc_id, module.name, state, result["reason"], seconds, metrics)
-
-    def _remove_outdated(self, wanted: set[str]) -> None:
-        """Deletes the folders of jobs whose document has changed or gone."""
-        alive = set(wanted)
-        for folder in self._work_dir.glob("job-*"):
-            if folder.name in alive:
-                continue
-            try:
-                job = Job.load(folder)
-                document = self._catalog.find_document(job.collection, job.doc_id)
-                outdated = document is None or document.content_hash != job.content_hash
-            except (OSError, ValueError, KeyError, TypeError):
-                outdated = True
-            if outdated:
-                shutil.rmtree(folder, ignore_errors=True)

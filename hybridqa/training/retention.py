@@ -78,7 +78,7 @@ JUDGING = (
 def retention_examples(
     prompts: PromptBuilder, questions: Sequence[tuple[str, str]], *, first: int = 0
 ) -> list[list[Example]]:
-    """The questions with their answers, in lists whose prompts begin alike; wordings take turns, keys begin at `first`."""
+    """The questions with their answers, in lists whose prompts begin alike; keys begin at `first`."""
     lists: list[list[Example]] = [[] for _ in WORDINGS]
     for place, (question, answer) in enumerate(questions):
         wording = place % len(WORDINGS)

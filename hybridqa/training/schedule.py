@@ -51,6 +51,17 @@ def steps_of(rows: Sequence[Row], recipe: Recipe) -> list[int]:
     return _epochs(range(len(rows)), steps, random.Random(recipe.seed))
 
 
+def retained_of(retained: Sequence[Sequence[Example]], recipe: Recipe, steps: int) -> tuple[list[Row], dict[int, int]]:
+    """The packs of prompts to be left as they are, and which of them each step takes along that takes one.
+
+    Those steps are spread evenly, `recipe.retention` of them all.
+    """
+    rows = rows_of(retained, recipe) if recipe.retention > 0 else []
+    share = recipe.retention
+    taken = [step for step in range(steps) if int((step + 1) * share) > int(step * share)] if rows else []
+    return rows, dict(zip(taken, _epochs(range(len(rows)), len(taken), random.Random(recipe.seed + 2)), strict=True))
+
+
 def second_plan(plan: Sequence[int], turn: int, old: int, new: int, seed: int) -> list[int]:
     """The plan with rows `old` to `old + new` put into the steps from `turn` on: each of them once if there is room.
 

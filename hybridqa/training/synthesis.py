@@ -1,177 +1,207 @@
-"""What a module is to learn from one document: restatements of its facts, and what the engine writes about it.
+"""What a module is to learn from one document: restatements of its facts, and what a generator writes about it.
 
-The engine summarises each chunk and asks for chosen facts; a critic drops what is cut off, repeated, or says what its
-source does not. Knows nothing about losses or adapters. Invariant: an answer to a question stands in the document, and
-held-out questions are never among those to learn.
+The pairs made without a generator carry it; the generator adds questions, summaries and, where it is worth it,
+restatements, as far as the critic lets them pass. Knows nothing about losses or adapters. Invariant: an answer to a
+question stands in the document, and held-out questions are never among those to learn.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from hybridqa.ingest.sentences import split_sentences
-from hybridqa.training.pairs import Fact, Pair, find_facts, held_out_pairs, restatements
+from hybridqa.engine.protocol import Completion
+from hybridqa.training.critic import Critic
+from hybridqa.training.entities import cross_pairs, entity_pairs, split_rounds
+from hybridqa.training.facts import Fact, find_facts
+from hybridqa.training.generator import Generator, Prompt
+from hybridqa.training.pairs import Pair, further_restatements, held_out_pairs, restatements
+from hybridqa.training.tasks import (
+    QUESTION_TOKENS,
+    RESTATEMENT_TOKENS,
+    SUMMARY_TOKENS,
+    question_task,
+    restatement_task,
+    summary_task,
+)
 from hybridqa.types import Message, ModuleKind
 
-Generate = Callable[[Sequence[str], int, str], list[str]]  # prompts, most tokens, where to stop → continuations
-
-SUMMARY_TOKENS = 64
-QUESTION_TOKENS = 32
-_EXAMPLES = (
-    ("The Harlow Bridge was opened in 1931 by the engineer Anna Voss.", "1931", "When was the Harlow Bridge opened?"),
-    ("The museum in Tarn keeps 4,000 clay lamps.", "clay lamps", "What does the museum in Tarn keep?"),
-    ("Because the pump failed, the greenhouse lost power.", "the pump failed", "Why did the greenhouse lose power?"),
-    ("Members of the Brookline club pay 45 euros a year.", "45 euros", "How much do members of the club pay?"),
-)
-_NUMBER_OR_NAME = re.compile(r"\d[\d.,]*\d|\d|\b[A-Z][\w’'-]+")
-_WHOLE = re.compile(r"(?:(?<!\d)[.!?…]|[。！？])[\"'”’»)]*$")  # "holds 1." may have gone on as "holds 1.7 litres"
-_CONTENT = re.compile(r"\w{4,}")
+Fits = Callable[[Sequence[str]], bool]  # whether these sources go into one prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """Everything to learn from one document, or other context, and to test it by."""
+    """Everything to learn from one document or other context, and to test it by."""
 
     title: str
     chunks: tuple[str, ...]  # what the teacher reads; of a behaviour, what both read. `Pair.passage` points here
     pairs: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
-    dropped: dict[str, int]  # what the critic threw away, by reason
-    kind: ModuleKind = ModuleKind.DOCUMENT  # how the teacher sees the context; all others are behaviours
-    contexts: tuple[tuple[Message, ...], ...] = ()  # a behaviour's: the turns that the teacher has and the student not
-    others: tuple[Pair, ...] = ()  # held-out questions that have nothing to do with a behaviour
+    dropped: dict[str, int]  # what the critic threw away, by "kind: reason"
+    reserve: tuple[Pair, ...] = ()  # for a second round; none of it is in `pairs`
+    sampled: tuple[Pair, ...] = ()  # questions with the engine's own answers, for prompt distillation
+    kind: ModuleKind = ModuleKind.DOCUMENT  # how the teacher sees the context; all but documents are behaviours
+    contexts: tuple[tuple[Message, ...], ...] = ()  # of a behaviour: turns that the teacher has and the student has not
+    others: tuple[Pair, ...] = ()  # of a behaviour: held-out questions that have nothing to do with it
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any]) -> Curriculum:
         """The curriculum that `dataclasses.asdict` and JSON made `raw` of. Raises `KeyError`, `TypeError`."""
+        pairs = {
+            name: tuple(Pair(**{**pair, "also": tuple(pair["also"])}) for pair in raw[name])
+            for name in ("pairs", "held_out", "reserve", "sampled", "others")
+        }
         return cls(
-            raw["title"],
-            tuple(raw["chunks"]),
-            tuple(Pair(**pair) for pair in raw["pairs"]),
-            tuple(Pair(**pair) for pair in raw["held_out"]),
-            raw["dropped"],
-            ModuleKind(raw.get("kind", ModuleKind.DOCUMENT)),
-            tuple(tuple(Message(**turn) for turn in turns) for turns in raw.get("contexts", ())),
-            tuple(Pair(**pair) for pair in raw.get("others", ())),
+            title=raw["title"],
+            chunks=tuple(raw["chunks"]),
+            dropped=dict(raw["dropped"]),
+            kind=ModuleKind(raw["kind"]),
+            contexts=tuple(tuple(Message(**turn) for turn in turns) for turns in raw["contexts"]),
+            **pairs,
         )
 
+    def sources(self, pair: Pair) -> list[str]:
+        """What the teacher reads for a pair, as numbered sources: the chunks that it came from, under the title."""
+        chunks = [self.chunks[place] for place in (pair.passage, *pair.also)]
+        return [f"{self.title}\n{chunk}" if self.title else chunk for chunk in chunks]
 
-def question_prompt(fact: Fact) -> str:
-    """A few worked examples, then the fact: a base model continues with a question."""
-    shown = "\n\n".join(f"Text: {text}\nAnswer: {answer}\nQuestion: {question}" for text, answer, question in _EXAMPLES)
-    return f"{shown}\n\nText: {fact.sentence}\nAnswer: {fact.phrase}\nQuestion:"
+    def report(self) -> dict[str, Any]:
+        """For the module's metrics: how many pairs there are, by kind, and what was dropped, by kind and reason."""
+        return {
+            "pairs": len(self.pairs),
+            "held_out": len(self.held_out),
+            "reserve": len(self.reserve),
+            "kept": dict(Counter(pair.kind for pair in (*self.pairs, *self.sampled))),
+            "dropped": self.dropped,
+        }
 
 
-def summary_prompt(title: str, chunk: str) -> str:
-    """Asks for a summary of a chunk as a continuation.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much a generator is asked for."""
 
-    It ends with the empty line that a model would write first, at which the continuation would be stopped.
-    """
-    return f"{title}\n\n{chunk}\n\nSummary of the text above in two sentences:\n\n"
+    questions: int = 8  # of a document
+    questions_per_chunk: int = 0  # as many for each chunk, if that is more
+    learned_per_chunk: int = 4  # of the questions; the rest is the reserve
+    restate: bool = False
+
+    @classmethod
+    def for_generator(cls, generator: Generator) -> Plan:
+        """Little from a small base model, whose questions are poor; more from a strong one."""
+        return cls(questions_per_chunk=6, restate=True) if generator.strong else cls()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """One document's curriculum in the making."""
+
+    title: str
+    chunks: tuple[str, ...]
+    facts: list[Fact]
+    asked: list[Fact]
+    critic: Critic
+    pairs: list[Pair] = field(default_factory=list)
+    reserve: list[Pair] = field(default_factory=list)
 
 
 class Synthesiser:
-    """Makes the curriculum of documents with an engine's help."""
+    """Makes the curricula of documents with a generator's help."""
 
-    def __init__(self, generate: Generate, *, questions: int = 8, variants: int = 2, seed: int = 0) -> None:
-        self._generate = generate
-        self._questions = questions
-        self._variants = variants
+    def __init__(
+        self, generator: Generator, *, plan: Plan | None = None, seed: int = 0, fits: Fits = lambda sources: True
+    ) -> None:
+        self._generator = generator
+        self._plan = plan or Plan.for_generator(generator)
         self._seed = seed
+        self._fits = fits
 
     def run(self, documents: Sequence[tuple[str, Sequence[str]]]) -> list[Curriculum]:
-        """The curricula of (title, chunks) documents; all prompts go to the engine together."""
-        facts = [find_facts(chunks) for _, chunks in documents]
-        asked = [self._choose(found, place) for place, found in enumerate(facts)]
-        prompts = [question_prompt(fact) for chosen in asked for fact in chosen]
-        questions = iter(self._generate(prompts, QUESTION_TOKENS, "\n") if prompts else [])
-        wanted = [summary_prompt(title, chunk) for title, chunks in documents for chunk in chunks]
-        summaries = iter(self._generate(wanted, SUMMARY_TOKENS, "\n\n") if wanted else [])
-        curricula = []
-        for (title, chunks), found, chosen in zip(documents, facts, asked, strict=True):
-            dropped: Counter[str] = Counter()
-            pairs = restatements(found, title, variants=self._variants, seed=self._seed)
-            seen: set[str] = set()
-            for fact in chosen:
-                text = next(questions).split("\n")[0].strip()
-                reason = question_fault(text, fact, seen)
-                if reason:
-                    dropped[reason] += 1
-                else:
-                    seen.add(text.lower())
-                    pairs.append(Pair(text, fact.phrase, "question", fact.passage, fact.number))
-            for place, chunk in enumerate(chunks):
-                text, complete = trimmed_summary(next(summaries))
-                reason = "cut off" if not complete else unsupported(text, f"{title} {chunk}")
-                if reason:
-                    dropped[f"summary {reason}"] += 1
-                else:
-                    part = f" (part {place + 1})" if len(chunks) > 1 else ""
-                    pairs.append(Pair(f"Summarise {title or 'the document'}{part}.", text, "summary", place, -1))
-            held_out = held_out_pairs(found, title, seed=self._seed)
-            learned = {pair.question for pair in pairs}
-            curricula.append(
-                Curriculum(
-                    title,
-                    tuple(chunks),
-                    tuple(pairs),
-                    tuple(pair for pair in held_out if pair.question not in learned),
-                    dict(dropped),
-                )
-            )
-        return curricula
+        """The curricula of (title, chunks) documents; all requests of a kind go to the generator together."""
+        drafts = [self._draft(title, tuple(chunks), place) for place, (title, chunks) in enumerate(documents)]
+        questions = self._write(
+            [question_task(draft.title, draft.chunks[fact.passage], fact) for draft in drafts for fact in draft.asked],
+            QUESTION_TOKENS,
+        )
+        summaries = self._write(
+            [summary_task(draft.title, chunk) for draft in drafts for chunk in draft.chunks], SUMMARY_TOKENS
+        )
+        restated = self._write(
+            [restatement_task(draft.title, chunk) for draft in drafts for chunk in draft.chunks if self._plan.restate],
+            RESTATEMENT_TOKENS,
+        )
+        for draft in drafts:
+            self._take_questions(draft, questions)
+            _take_prose(draft, "summary", "Summarise {}.", summaries)
+            if self._plan.restate:
+                _take_prose(draft, "restatement", "Tell everything about {} in other words.", restated)
+        return [self._finished(draft) for draft in drafts]
+
+    def _write(self, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[Completion]:
+        return iter(self._generator.write(prompts, max_tokens=max_tokens) if prompts else [])
+
+    def _draft(self, title: str, chunks: tuple[str, ...], place: int) -> _Draft:
+        """What needs no generator."""
+        facts = find_facts(chunks)
+        draft = _Draft(title, chunks, facts, self._choose(facts, place), Critic(title))
+        draft.pairs.extend(restatements(facts, title, seed=self._seed))
+
+        def fit(one: int, other: int) -> bool:
+            return self._fits([f"{title}\n{chunks[one]}", f"{title}\n{chunks[other]}"])
+
+        about = entity_pairs(facts, title, seed=self._seed)
+        across = cross_pairs(facts, title, fit, seed=self._seed)
+        for pairs in (about, across):
+            first, rest = split_rounds(pairs, len(chunks))
+            draft.pairs.extend(first)
+            draft.reserve.extend(rest)
+        known = {pair.question for pair in draft.pairs}
+        draft.reserve.extend(further_restatements(facts, title, known, seed=self._seed))
+        draft.critic.know(pair.question for pair in (*draft.pairs, *draft.reserve))
+        return draft
 
     def _choose(self, facts: Sequence[Fact], place: int) -> list[Fact]:
-        """Facts to have the engine ask for, spread over the document, at most so many."""
-        if len(facts) <= self._questions:
-            return list(facts)
-        return sorted(
-            random.Random(self._seed + place).sample(list(facts), self._questions), key=lambda fact: fact.number
+        """Facts to have the generator ask for, spread over the document."""
+        rng = random.Random(self._seed + place)
+        chunks = sorted({fact.passage for fact in facts})
+        chosen = rng.sample(list(facts), min(self._plan.questions, len(facts)))
+        if self._plan.questions_per_chunk * len(chunks) > self._plan.questions:
+            chosen = []
+            for chunk in chunks:
+                there = [fact for fact in facts if fact.passage == chunk]
+                chosen.extend(rng.sample(there, min(self._plan.questions_per_chunk, len(there))))
+        return sorted(chosen, key=lambda fact: fact.number)
+
+    def _take_questions(self, draft: _Draft, written: Iterator[Completion]) -> None:
+        learned: Counter[int] = Counter()
+        for fact in draft.asked:
+            text = draft.critic.question(next(written), fact.phrase, fact.sentence)
+            if text:
+                room = learned[fact.passage] < self._plan.learned_per_chunk
+                learned[fact.passage] += room
+                pair = Pair(text, fact.phrase, "question", fact.passage, fact.number)
+                (draft.pairs if room else draft.reserve).append(pair)
+
+    def _finished(self, draft: _Draft) -> Curriculum:
+        learned = {pair.question for pair in (*draft.pairs, *draft.reserve)}
+        held_out = held_out_pairs(draft.facts, chunks=len(draft.chunks), seed=self._seed)
+        return Curriculum(
+            draft.title,
+            draft.chunks,
+            tuple(draft.pairs),
+            tuple(pair for pair in held_out if pair.question not in learned),
+            dict(draft.critic.dropped),
+            tuple(draft.reserve),
         )
 
 
-def question_fault(question: str, fact: Fact, seen: set[str]) -> str:
-    """Why the critic drops a question; empty when it does not."""
-    words = question.split()
-    if not question.endswith("?") or not 4 <= len(words) <= 30:
-        return "no whole question"
-    if question.lower() in seen:
-        return "repeated"
-    if fact.phrase.lower() in question.lower():
-        return "gives its answer away"
-    source = fact.sentence.lower()
-    content = [word.lower() for word in _CONTENT.findall(question) if word.lower() not in _QUESTION_WORDS]
-    if sum(word in source for word in content) < 2 or unsupported(question.split(" ", 1)[1], fact.sentence):
-        return "not about its source"
-    return ""
-
-
-_QUESTION_WORDS = frozenset(
-    ("what", "when", "where", "which", "whose", "many", "much", "does", "have", "name", "called")
-)
-
-
-def trimmed_summary(text: str) -> tuple[str, bool]:
-    """The whole sentences of a continuation's first paragraph, and whether there is at least one."""
-    paragraph = text.strip().split("\n\n")[0].strip()
-    ends = [end for _, end in split_sentences(paragraph)]
-    if ends and not _WHOLE.search(paragraph):
-        ends.pop()
-    whole = paragraph[: ends[-1]] if ends else ""
-    return whole, len(whole) > (20 if paragraph.isascii() else 10)
-
-
-def unsupported(text: str, source: str) -> str:
-    """'says what its source does not' when a number or a name of `text` is not in `source`; else empty."""
-    lowered = source.lower()
-    first = text.split(" ", 1)[0]
-    for match in _NUMBER_OR_NAME.finditer(text):
-        word = match.group()
-        if word.lower() not in lowered and not (match.start() == 0 and word == first):
-            return "says what its source does not"
-    return ""
+def _take_prose(draft: _Draft, kind: str, ask: str, written: Iterator[Completion]) -> None:
+    """A text about each chunk, asked for by the title and the chunk's number."""
+    for place, chunk in enumerate(draft.chunks):
+        text = draft.critic.prose(kind, next(written), f"{draft.title} {chunk}")
+        if text:
+            part = f" (part {place + 1})" if len(draft.chunks) > 1 else ""
+            question = ask.format(f"{draft.title or 'the document'}{part}")
+            draft.pairs.append(Pair(question, text, kind, place, -1))

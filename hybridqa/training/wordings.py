@@ -26,10 +26,9 @@ def closed_example(prompts: PromptBuilder, pair: Pair, key: int, wording: int) -
 
 
 def sourced_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curriculum) -> Example:
-    """The pair with the chunk that it came from as its only source."""
-    chunk = lesson.chunks[pair.passage]
-    source = f"{lesson.title}\n{chunk}" if lesson.title else chunk
-    return Example(prompts.encode(messages_for(pair.question, [source])), prompts.encode_answer(pair.answer), key)
+    """The pair with the chunks that it came from, and no others, as its sources."""
+    messages = messages_for(pair.question, lesson.sources(pair))
+    return Example(prompts.encode(messages), prompts.encode_answer(pair.answer), key)
 
 
 def teacher_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curriculum) -> Example:
@@ -57,14 +56,15 @@ def lessons(
     if lesson.kind is not ModuleKind.DOCUMENT:
         return student_lists(prompts, lesson, pairs)
     closed: list[list[Example]] = [[] for _ in WORDINGS]
-    sourced: list[list[Example]] = [[] for _ in lesson.chunks]
+    sourced: dict[tuple[int, ...], list[Example]] = {}
     rng = random.Random(seed)
     for key, pair in enumerate(pairs):
         wording = key % len(WORDINGS)
         closed[wording].append(closed_example(prompts, pair, key, wording))
         if rng.random() < reading:
-            sourced[pair.passage].append(sourced_example(prompts, pair, key, lesson))
-    return [examples for examples in [*closed, *sourced] if examples]
+            read = (pair.passage, *pair.also)
+            sourced.setdefault(read, []).append(sourced_example(prompts, pair, key, lesson))
+    return [examples for examples in [*closed, *(sourced[read] for read in sorted(sourced))] if examples]
 
 
 def text_examples(prompts: PromptBuilder, lesson: Curriculum, *, window: int) -> list[Example]:

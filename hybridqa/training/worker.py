@@ -6,44 +6,35 @@ registries: it publishes nothing. Invariant: a folder with `result.json` is done
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
+from hybridqa.training.beside import load_beside
 from hybridqa.training.closeness import ClosenessReport, judge_behaviour, row_tokens
-from hybridqa.training.gate import GateReport, Scores, judge
+from hybridqa.training.gate import GateReport
+from hybridqa.training.judging import PACK_TOKENS, judge_module
 from hybridqa.training.lesson import Job
 from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
+from hybridqa.training.retention import TRAINING, mixed, retention_examples
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import (
-    closed_example,
-    contrasts,
-    lesson_pairs,
-    lessons,
-    sourced_example,
-    teacher_example,
-    text_examples,
-)
+from hybridqa.training.wordings import lesson_pairs, lessons, teacher_example, text_examples
 from hybridqa.types import ModuleKind
 
-READ_QUESTIONS = 8  # of the held-out ones, at most, are also asked with their chunk
 TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
-TEACHER_TOKENS = 1024  # of one packed row while the teacher reads: attention grows with the square
 
 
 def say(**event: Any) -> None:
@@ -60,12 +51,17 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     started = time.perf_counter()
     trainer.attach(recipe)
     students = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
-    if recipe.objective == "next-token" and lesson.kind is ModuleKind.DOCUMENT:
+    behaviour = lesson.kind is not ModuleKind.DOCUMENT
+    if recipe.objective == "next-token" and not behaviour:
         students.append(text_examples(prompts, lesson, window=min(job.max_model_len, TEXT_TOKENS)))
+    beside = load_beside(trainer, job.companions, job.model_hash, seed=recipe.seed)
     teachers: list[TeacherTargets] = []
     if recipe.weights().need_teacher:
         say(job=folder.name, stage="teach", step=0, total=len(pairs))
         teachers = teach(trainer, prompts, lesson, pairs, recipe)
+    retained: list[list[Example]] = []
+    if recipe.retention and not behaviour:  # a behaviour's general questions are in its curriculum, with their teacher
+        retained = retain(trainer, prompts, mixed(TRAINING, job.off_topic), recipe, teachers)
     taught = time.perf_counter()
     told = 0.0
 
@@ -75,19 +71,30 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
             told = time.perf_counter()
             say(job=folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
 
-    metrics: dict[str, Any] = {"train": trainer.fit(students, teachers, recipe, checkpoint=folder, on_step=on_step)}
+    trained = trainer.fit(
+        students,
+        teachers,
+        recipe,
+        distractors=beside.distractors,
+        retained=retained,
+        checkpoint=folder,
+        on_step=on_step,
+    )
+    metrics: dict[str, Any] = {"train": trained}
     fitted = time.perf_counter()
     adapter = folder / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     trainer.save(adapter, job.model_name)
     say(job=folder.name, stage="gate", step=0, total=1)
     report: GateReport | ClosenessReport
-    if lesson.kind is ModuleKind.DOCUMENT:
-        report = judge_module(trainer, prompts, lesson.held_out, job)
-    else:
+    if behaviour:
         report = judge_behaviour(trainer, prompts, lesson, recipe)
+    else:
+        report = judge_module(trainer, prompts, lesson, beside.judges, seed=recipe.seed)
     metrics["gate"] = report.as_dict()
-    metrics["synthesis"] = {"pairs": len(pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
+    if beside.record:
+        metrics["beside"] = beside.record
+    metrics["synthesis"] = lesson.report() | {"pairs": len(pairs)}
     metrics["seconds"] = {
         "teacher": taught - started,
         "student": fitted - taught,
@@ -113,45 +120,27 @@ def teach(
     trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
 ) -> list[TeacherTargets]:
     """The teacher's targets for each pair, in order."""
-    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage))  # read once a row
+    # A context and a chunk are read once a row.
+    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage, pairs[key].also))
     examples = [teacher_example(prompts, pairs[key], key, lesson) for key in order]
     targets = trainer.teach(examples, recipe, hidden=recipe.weights().hidden > 0, tokens=row_tokens(examples))
     return [found for _, found in sorted(zip(order, targets, strict=True), key=lambda item: item[0])]
 
 
-def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pair], job: Job) -> GateReport:
-    """The gate's report on the attached adapter."""
-    wrong = contrasts(held_out, seed=job.recipe["seed"])
-    read = range(0, len(held_out), max(1, math.ceil(len(held_out) / READ_QUESTIONS)))
-
-    def scores(places: Sequence[int], ask: Callable[[Pair, int], Example]) -> tuple[Scores, Scores]:
-        examples = [
-            ask(replace(held_out[place], question=question), place)
-            for place in places
-            for question in (held_out[place].question, *wrong[place])
-        ]
-        sizes = [1 + len(wrong[place]) for place in places]
-        without, adapted = trainer.compare(examples, tokens=TEACHER_TOKENS)
-        return _by_question(without, sizes), _by_question(adapted, sizes)
-
-    def closed(pair: Pair, key: int) -> Example:
-        return closed_example(prompts, pair, key, 0)
-
-    def sourced(pair: Pair, key: int) -> Example:
-        return sourced_example(prompts, pair, key, job.curriculum)
-
-    return judge(
-        *scores(range(len(held_out)), closed),
-        *scores(read, sourced),
-        seed=job.recipe["seed"],
-    )
-
-
-def _by_question(values: Sequence[float], sizes: Sequence[int]) -> Scores:
-    """Scores laid out question by question, the right one first."""
-    rest = iter(values)
-    groups = [tuple(itertools.islice(rest, size)) for size in sizes]
-    return Scores(tuple(group[0] for group in groups), tuple(group[1:] for group in groups))
+def retain(
+    trainer: Trainer,
+    prompts: PromptBuilder,
+    questions: Sequence[tuple[str, str]],
+    recipe: Recipe,
+    teachers: list[TeacherTargets],
+) -> list[list[Example]]:
+    """Examples to be answered as the base model alone answers them; what it says is put behind the other targets."""
+    lists = retention_examples(prompts, questions, first=len(teachers))
+    examples = [item for part in lists for item in part]
+    targets = trainer.teach(examples, recipe, hidden=False, tokens=PACK_TOKENS)
+    by_key = sorted(zip((item.key for item in examples), targets, strict=True), key=lambda item: item[0])
+    teachers.extend(found for _, found in by_key)
+    return lists
 
 
 def end_with_parent() -> None:

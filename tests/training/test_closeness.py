@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.models import ModelFolder
-from hybridqa.training.closeness import MAX_DRIFT, Distances, distances, judge, judge_behaviour
+from hybridqa.training.closeness import Distances, distances, judge, judge_behaviour
 from hybridqa.training.contexts import BARE, SERVING, SOURCES, student_example, student_lists, taught_example
+from hybridqa.training.gate import LIMITS
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
@@ -41,11 +42,11 @@ def test_too_few_questions_say_nothing() -> None:
 
 def test_what_it_does_elsewhere_counts_beyond_noise_and_drift() -> None:
     good = Distances(FAR, NEAR)
-    still, a_little, far = ((0.0,) * 6, (MAX_DRIFT / 2,) * 6, (2 * MAX_DRIFT,) * 6)
+    still, a_little, far = ((0.0,) * 6, (LIMITS.drift / 2,) * 6, (2 * LIMITS.drift,) * 6)
     assert judge(good, NONE, Distances(still, a_little)).passed
     assert not judge(good, Distances(still, a_little), NONE).passed  # beside a source the teacher is the aim as well
     drifted = judge(good, NONE, Distances(still, far))
-    assert not drifted.passed and "on other questions it is further away by 0.60" in drifted.reason
+    assert not drifted.passed and "on other questions it is further away by 2.00" in drifted.reason
     assert drifted.others is not None and drifted.others["passed"] is False and drifted.others["questions"] == 6
 
 
@@ -59,13 +60,19 @@ def lesson() -> Curriculum:
 
     def pairs(first: int, count: int) -> tuple[Pair, ...]:
         return tuple(
-            Pair(f"What is thing {n}?", f"THING {n} IS RED.", *forms[n % 3], -1, n % 2)
+            Pair(f"What is thing {n}?", f"THING {n} IS RED.", *forms[n % 3], -1, context=n % 2)
             for n in range(first, first + count)
         )
 
     contexts = tuple((Message("system", f"Answer in capital letters, as on day {day}."),) for day in range(2))
     return Curriculum(
-        "", ("Thing\nThings are red.",), pairs(0, 24), pairs(24, 12), {}, ModuleKind.INSTRUCTIONS, contexts
+        "",
+        ("Thing\nThings are red.",),
+        pairs(0, 24),
+        pairs(24, 12),
+        {},
+        kind=ModuleKind.INSTRUCTIONS,
+        contexts=contexts,
     )
 
 

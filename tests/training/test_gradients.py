@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from hybridqa.training.kept import Kept
 from hybridqa.training.objectives import TeacherTargets
-from hybridqa.training.packing import Example
+from hybridqa.training.packing import Example, pack
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.targets import KeptTargets, Teachers
 from hybridqa.training.trainer import Trainer
@@ -176,6 +176,8 @@ class Bench:
     def __init__(self, model: Path, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.trainer = Trainer(model, device="cpu")
+        self.longest = 0  # of the rows that the trainer's model was given
+        self.trainer.base.register_forward_pre_hook(self._look, with_kwargs=True)
         self.trainer.attach(recipe)
         torch.manual_seed(3)
         with torch.no_grad():
@@ -186,6 +188,9 @@ class Bench:
         self.teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.student = PeftModel.from_pretrained(base, str(folder), is_trainable=True).eval()
+
+    def _look(self, _: Any, __: Any, options: dict[str, Any]) -> None:
+        self.longest = max(self.longest, options["input_ids"].numel())
 
     def plain(self, pairs: Sequence[Pair], formula: Formula | None = None) -> Step:
         """By part one, clipped to a norm of 1 as a training step does."""
@@ -239,7 +244,7 @@ def loud_decoder(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         for weight in model.parameters():
             if weight.ndim == 2:
                 weight.mul_(8)
-    folder = tmp_path_factory.mktemp("loud")
+    folder = tmp_path_factory.mktemp(f"loud-{tiny_decoder.name}")
     model.save_pretrained(folder)
     return folder
 
@@ -267,6 +272,10 @@ def test_the_trainer_takes_the_papers_step(
     # All in one pack: prefixes shared; the lower layers run at the first step and are kept for the next.
     for steps in (1, 3):
         assert_equal(bench.trained(students_of(pairs, recipe), kept, steps=steps), expected)
+
+    packed = pack(students_of(pairs, recipe))
+    if "granitemoehybrid" not in loud_decoder.name:  # whose state runs along the row: never packed
+        assert bench.longest >= len(packed) > max(len(item.prompt) + len(item.target) for item in packed.examples)
 
     # No memory to keep anything in: files hold it.
     with Kept(0) as shelf:
