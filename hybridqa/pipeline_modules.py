@@ -1,4 +1,4 @@
-"""What HybridQA does with modules: lists, refreshes, imports, rolls back and removes them, and trains extractors.
+"""What HybridQA does with modules: lists, refreshes, distils, imports, rolls back and removes them; extractors.
 
 Knows nothing about questions or how a module is trained. Invariant: a module that is removed is in no later stack, and
 its files are gone or noted to be deleted, whenever the process is killed.
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from hybridqa.engine.loop import together
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.errors import InputError, ModelError
+from hybridqa.modules.folders import slug
 from hybridqa.modules.registry import module_id_for
 from hybridqa.parts import Parts
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind
 
 if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
+    from hybridqa.training.distill import DistillOutcome
     from hybridqa.training.extractor_outcome import ExtractorOutcome
     from hybridqa.training.outcome import RefreshEvent, RefreshReport
 
@@ -113,6 +115,77 @@ class ModulePipeline(Parts):
 
         refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self.generate_many)
         return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
+
+    def distill(
+        self,
+        *,
+        instructions: str | Path | None = None,
+        examples: str | Path | None = None,
+        scratchpad: str | Path | None = None,
+        module_id: str | None = None,
+        questions: str | Path | None = None,
+        count: int | None = None,
+        collection: str = DEFAULT_COLLECTION,
+        objective: str | None = None,
+        force: bool = False,
+        on_event: Callable[[RefreshEvent], None] | None = None,
+    ) -> DistillOutcome:
+        """Distils, gates and publishes a plug-in from one file of instructions, examples or scratchpads; blocks.
+
+        Its id is `module_id`, or the file's name made safe. It learns on `count` answers to the questions of a file, or
+        to the context's own, those about the collection's documents, and general ones. The same content again does
+        nothing unless `force`; changed content makes a new version. Raises `InputError` naming each bad line,
+        `CollectionNotFoundError`, `ConfigError` and `TrainingError`.
+        """
+        from hybridqa.modules.importing import checked_id
+        from hybridqa.training.context_files import read_context, read_questions
+        from hybridqa.training.distill import COUNT, Distiller
+        from hybridqa.training.recipe import recipe_for
+
+        files = {
+            ModuleKind.INSTRUCTIONS: instructions,
+            ModuleKind.EXAMPLES: examples,
+            ModuleKind.SCRATCHPAD: scratchpad,
+        }
+        given = [(kind, Path(path)) for kind, path in files.items() if path is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"{len(given)} files to distil were given; expected one, of instructions, examples or scratchpads."
+            )
+        [(kind, path)] = given
+        name = checked_id(module_id or slug(path.stem))
+        if count is not None and count < 1:
+            raise InputError(f"count={count!r} cannot be used; expected 1 or more.")
+        self.catalog.require_collection(collection)
+        recipe = recipe_for(self.settings, objective)
+        context = read_context(kind, path)
+        asked = () if questions is None else read_questions(Path(questions))
+        distiller = Distiller(
+            self.catalog,
+            self.registry,
+            self.model,
+            self.prompts,
+            self.settings,
+            self.generate_many,
+            self._best_source,
+        )
+        return distiller.run(
+            context,
+            name,
+            collection,
+            recipe,
+            questions=asked,
+            count=count or COUNT,
+            force=force,
+            on_event=on_event,
+        )
+
+    def _best_source(self, question: str, collection: str) -> str | None:
+        """The text of the passage that a question finds first."""
+        from hybridqa.answering.prompt import source_text
+
+        found = self.searcher.search(question, k=1, collection=collection)
+        return source_text(found[0].passage) if found else None
 
     def train_extractor(
         self,

@@ -84,11 +84,13 @@ class PromptBuilder:
         """Texts that end an answer, for a model without a chat template."""
         return self._template.stop
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The messages' token ids, up to where the assistant's answer begins."""
+    def encode(self, messages: Sequence[Message], begun: str = "") -> tuple[int, ...]:
+        """The messages' token ids, up to where the assistant's answer begins, or has got to when `begun` is there."""
         with self._lock:
             text = self._template.render(messages)
-            return tuple(self._tokenizer.encode(text, add_special_tokens=self._template.add_special_tokens))
+            ids = self._tokenizer.encode(text, add_special_tokens=self._template.add_special_tokens)
+            more = self._tokenizer.encode(self._template.neutral(begun), add_special_tokens=False) if begun else ()
+            return (*ids, *more)
 
     @property
     def fingerprint(self) -> str:

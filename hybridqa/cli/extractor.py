@@ -13,7 +13,7 @@ import typer
 from hybridqa.cli import output
 from hybridqa.cli.context import AsJson, Collection, command, open_store
 from hybridqa.cli.module_report import gate_rows
-from hybridqa.cli.progress import Lines
+from hybridqa.cli.progress_lines import ProgressLines
 from hybridqa.types import DEFAULT_COLLECTION
 
 
@@ -57,7 +57,7 @@ def train_extractor(
             modules=not no_modules,
             publish=not no_publish,
             output=folder,
-            on_event=Lines(bar).show,
+            on_event=ProgressLines(bar).show,
         )
     if as_json:
         output.say_json(outcome)

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, open_store
 from hybridqa.cli.module_report import gate_rows, loose_lines, weight_rows
-from hybridqa.cli.progress import Lines
+from hybridqa.cli.progress_lines import ProgressLines
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind, ModuleStatus
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def refresh(
         if embeddings:
             _reembed(store, bar, as_json)
             return
-        lines = Lines(bar)
+        lines = ProgressLines(bar)
         report = store.refresh(collection=collection, doc_ids=doc_ids or None, force=force, on_event=lines.show)
     if as_json:
         output.say_json(report)

@@ -18,10 +18,10 @@ from hybridqa.errors import TrainingError
 from hybridqa.files import atomic_write_text
 from hybridqa.modules.adapter import WEIGHTS_FILE, LoraAdapter, read_adapter
 from hybridqa.pipeline import HybridQA
-from hybridqa.training.jobs import JobWriter, job_document, recipe_for
+from hybridqa.training.jobs import JobWriter, job_document
 from hybridqa.training.lesson import Job, chunks
 from hybridqa.training.process import train
-from hybridqa.training.recipe import Recipe
+from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import DEFAULT_COLLECTION
 
 SECONDS_FILE = "seconds.json"  # in a job: what its synthetic data took

@@ -130,7 +130,7 @@ class ModuleImporter:
                 )
             self._check_named_model(folder, adapter)
             return Manifest(
-                module_id=_checked_id(module_id or slug(folder.absolute().name)),
+                module_id=checked_id(module_id or slug(folder.absolute().name)),
                 collection=collection,
                 kind=kind,
                 base_model=self.model.name,
@@ -154,7 +154,7 @@ class ModuleImporter:
         if given.kind is ModuleKind.DOCUMENT:
             module_id = self._document_module_id(folder, given, documents, collection, module_id)
         changes = {
-            "module_id": _checked_id(module_id or given.module_id),
+            "module_id": checked_id(module_id or given.module_id),
             "version": 0,
             "collection": collection,
             "documents": documents,
@@ -244,7 +244,8 @@ def _of_import(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _checked_id(module_id: str) -> str:
+def checked_id(module_id: str) -> str:
+    """The id itself, when it can be one. Raises `InputError`."""
     if not _ID.fullmatch(module_id):
         raise InputError(
             f"{module_id!r} cannot be a module's id; expected 1 to 100 of a-z, 0-9, '.', '_' and '-', a letter or "

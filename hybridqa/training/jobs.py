@@ -68,19 +68,6 @@ def job_document(catalog: Catalog, document: Document | DocumentSummary) -> JobD
     )
 
 
-def recipe_for(settings: Settings) -> Recipe:
-    """The recipe that the settings ask for."""
-    return Recipe(
-        objective=settings.objective,
-        rank=settings.module_rank,
-        alpha=settings.module_alpha,
-        steps=settings.train_steps,
-        epochs=settings.train_epochs,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-    )
-
-
 class JobWriter:
     """Writes the jobs of one store and base model into a work folder."""
 

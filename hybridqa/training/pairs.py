@@ -48,10 +48,11 @@ class Pair:
 
     question: str
     answer: str
-    kind: str  # "ask", "question", "entity", "cross", "summary", "restatement" or "sampled"
-    passage: int  # ordinal of the chunk it came from
+    kind: str  # "ask", "question", "entity", "cross", "summary", "restatement", "sampled"; a behaviour's form
+    passage: int  # ordinal of the chunk it came from; -1 where there is none
     fact: int  # pairs of one fact share this number; -1 where a pair holds many facts
     also: tuple[int, ...] = ()  # further chunks that the answer needs
+    context: int = -1  # which of a behaviour's contexts its teacher has; -1: none
 
 
 def ask_pair(fact: Fact) -> Pair:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybridqa.config import Settings
 from hybridqa.errors import ConfigError
 
 OBJECTIVES = ("dcd", "prompt-distillation", "next-token", "sft")
@@ -84,3 +85,16 @@ class Recipe:
         if self.objective == "prompt-distillation":
             return Weights(kl=1.0, hidden=0.0)
         return Weights(kl=0.0, hidden=0.0, cross_entropy=1.0)
+
+
+def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:
+    """The recipe that a store's settings ask for; `objective`, where given, in place of theirs."""
+    return Recipe(
+        objective=objective or settings.objective,
+        rank=settings.module_rank,
+        alpha=settings.module_alpha,
+        steps=settings.train_steps,
+        epochs=settings.train_epochs,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )

@@ -25,12 +25,12 @@ from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.generator import Complete
-from hybridqa.training.jobs import JobDocument, JobWriter, job_document, recipe_for
+from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job
 from hybridqa.training.others import others_of, tell_others
 from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
 from hybridqa.training.process import train
-from hybridqa.training.recipe import Recipe
+from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import Module, ModuleKind, ModuleStatus
 
 

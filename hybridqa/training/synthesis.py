@@ -27,30 +27,41 @@ from hybridqa.training.tasks import (
     restatement_task,
     summary_task,
 )
+from hybridqa.types import Message, ModuleKind
 
 Fits = Callable[[Sequence[str]], bool]  # whether these sources go into one prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """Everything to learn from one document, and to test it by."""
+    """Everything to learn from one document or other context, and to test it by."""
 
     title: str
-    chunks: tuple[str, ...]  # what the teacher reads; `Pair.passage` points here
+    chunks: tuple[str, ...]  # what the teacher reads; of a behaviour, what both read. `Pair.passage` points here
     pairs: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
     dropped: dict[str, int]  # what the critic threw away, by "kind: reason"
     reserve: tuple[Pair, ...] = ()  # for a second round; none of it is in `pairs`
     sampled: tuple[Pair, ...] = ()  # questions with the engine's own answers, for prompt distillation
+    kind: ModuleKind = ModuleKind.DOCUMENT  # how the teacher sees the context; all but documents are behaviours
+    contexts: tuple[tuple[Message, ...], ...] = ()  # of a behaviour: turns that the teacher has and the student has not
+    others: tuple[Pair, ...] = ()  # of a behaviour: held-out questions that have nothing to do with it
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Curriculum:
         """The curriculum that `dataclasses.asdict` and JSON made `raw` of. Raises `KeyError`, `TypeError`."""
         pairs = {
             name: tuple(Pair(**{**pair, "also": tuple(pair["also"])}) for pair in raw[name])
-            for name in ("pairs", "held_out", "reserve", "sampled")
+            for name in ("pairs", "held_out", "reserve", "sampled", "others")
         }
-        return cls(title=raw["title"], chunks=tuple(raw["chunks"]), dropped=dict(raw["dropped"]), **pairs)
+        return cls(
+            title=raw["title"],
+            chunks=tuple(raw["chunks"]),
+            dropped=dict(raw["dropped"]),
+            kind=ModuleKind(raw["kind"]),
+            contexts=tuple(tuple(Message(**turn) for turn in turns) for turns in raw["contexts"]),
+            **pairs,
+        )
 
     def sources(self, pair: Pair) -> list[str]:
         """What the teacher reads for a pair, as numbered sources: the chunks that it came from, under the title."""

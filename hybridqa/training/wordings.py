@@ -10,10 +10,11 @@ import random
 from collections.abc import Sequence
 
 from hybridqa.answering.prompt import PromptBuilder, messages_for
+from hybridqa.training.contexts import student_lists, taught_example
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
-from hybridqa.types import Message
+from hybridqa.types import Message, ModuleKind
 
 WORDINGS = ("serving", "bare")
 
@@ -30,6 +31,13 @@ def sourced_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curric
     return Example(prompts.encode(messages), prompts.encode_answer(pair.answer), key)
 
 
+def teacher_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curriculum) -> Example:
+    """The pair as the teacher has it: with its chunk, or its behaviour's context, in the prompt."""
+    if lesson.kind is ModuleKind.DOCUMENT:
+        return sourced_example(prompts, pair, key, lesson)
+    return taught_example(prompts, pair, key, lesson)
+
+
 def lesson_pairs(lesson: Curriculum, objective: str) -> tuple[Pair, ...]:
     """The pairs that an objective learns from: prompt distillation those that were sampled, where any were."""
     return (lesson.sampled if objective == "prompt-distillation" else ()) or lesson.pairs
@@ -41,8 +49,11 @@ def lessons(
     """The student's examples, in lists whose prompts begin alike: a list for each wording, and one for each chunk.
 
     Every pair is asked without its document. A share of them, `reading`, is asked with its chunk as well: a module that
-    has learned to answer from memory alone would do so with the right passage in front of it, too.
+    has learned to answer from memory alone would do so with the right passage in front of it, too. Of a behaviour every
+    pair is asked once, in its own form.
     """
+    if lesson.kind is not ModuleKind.DOCUMENT:
+        return student_lists(prompts, lesson, pairs)
     closed: list[list[Example]] = [[] for _ in WORDINGS]
     sourced: dict[tuple[int, ...], list[Example]] = {}
     rng = random.Random(seed)

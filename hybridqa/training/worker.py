@@ -20,6 +20,8 @@ from typing import Any
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
 from hybridqa.training.beside import load_beside
+from hybridqa.training.closeness import ClosenessReport, judge_behaviour, row_tokens
+from hybridqa.training.gate import GateReport
 from hybridqa.training.judging import PACK_TOKENS, judge_module
 from hybridqa.training.lesson import Job
 from hybridqa.training.objectives import TeacherTargets
@@ -29,7 +31,8 @@ from hybridqa.training.recipe import Recipe
 from hybridqa.training.retention import TRAINING, mixed, retention_examples
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import lesson_pairs, lessons, sourced_example, text_examples
+from hybridqa.training.wordings import lesson_pairs, lessons, teacher_example, text_examples
+from hybridqa.types import ModuleKind
 
 TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
 
@@ -48,14 +51,17 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     started = time.perf_counter()
     trainer.attach(recipe)
     students = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
-    if recipe.objective == "next-token":
+    behaviour = lesson.kind is not ModuleKind.DOCUMENT
+    if recipe.objective == "next-token" and not behaviour:
         students.append(text_examples(prompts, lesson, window=min(job.max_model_len, TEXT_TOKENS)))
     beside = load_beside(trainer, job.companions, job.model_hash, seed=recipe.seed)
     teachers: list[TeacherTargets] = []
     if recipe.weights().need_teacher:
         say(job=folder.name, stage="teach", step=0, total=len(pairs))
         teachers = teach(trainer, prompts, lesson, pairs, recipe)
-    retained = retain(trainer, prompts, mixed(TRAINING, job.off_topic), recipe, teachers) if recipe.retention else []
+    retained: list[list[Example]] = []
+    if recipe.retention and not behaviour:  # a behaviour's general questions are in its curriculum, with their teacher
+        retained = retain(trainer, prompts, mixed(TRAINING, job.off_topic), recipe, teachers)
     taught = time.perf_counter()
     told = 0.0
 
@@ -80,7 +86,11 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     shutil.rmtree(adapter, ignore_errors=True)
     trainer.save(adapter, job.model_name)
     say(job=folder.name, stage="gate", step=0, total=1)
-    report = judge_module(trainer, prompts, lesson, beside.judges, seed=recipe.seed)
+    report: GateReport | ClosenessReport
+    if behaviour:
+        report = judge_behaviour(trainer, prompts, lesson, recipe)
+    else:
+        report = judge_module(trainer, prompts, lesson, beside.judges, seed=recipe.seed)
     metrics["gate"] = report.as_dict()
     if beside.record:
         metrics["beside"] = beside.record
@@ -110,14 +120,10 @@ def teach(
     trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
 ) -> list[TeacherTargets]:
     """The teacher's targets for each pair, in order."""
-    # A chunk is read once a row.
-    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].passage, pairs[key].also))
-    targets = trainer.teach(
-        [sourced_example(prompts, pairs[key], key, lesson) for key in order],
-        recipe,
-        hidden=recipe.weights().hidden > 0,
-        tokens=PACK_TOKENS,
-    )
+    # A context and a chunk are read once a row.
+    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage, pairs[key].also))
+    examples = [teacher_example(prompts, pairs[key], key, lesson) for key in order]
+    targets = trainer.teach(examples, recipe, hidden=recipe.weights().hidden > 0, tokens=row_tokens(examples))
     return [found for _, found in sorted(zip(order, targets, strict=True), key=lambda item: item[0])]
 
 

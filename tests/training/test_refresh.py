@@ -17,8 +17,8 @@ from hybridqa.config import Settings
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
-from hybridqa.training.jobs import recipe_for
 from hybridqa.training.lesson import Job, job_name
+from hybridqa.training.recipe import recipe_for
 from hybridqa.training.refresh import Refresher
 from hybridqa.types import Document
 

@@ -1,6 +1,6 @@
-"""Progress of long work on documents: a bar for each on a terminal, plain lines elsewhere.
+"""How far the trainer is, on standard error: one line for each module under work.
 
-Knows nothing about the work. Invariant: nothing is drawn on standard output.
+Knows nothing about what makes the events. Invariant: where standard error is no terminal, each stage is one plain line.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SKIPPED = ("skip", "failed")
 
 
-class Lines:
-    """A line of progress for each document under work; plain lines where standard error is no terminal."""
+class ProgressLines:
+    """A line for each document or plug-in under work; plain lines where standard error is no terminal."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
