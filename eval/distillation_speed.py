@@ -74,14 +74,7 @@ def main() -> None:
     options = parse()
     model = resolve_model(options.model, Settings().cache_dir)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, model, Path(folder))
-        bench.make_curriculum()
-        bench.choose_pace()
-        bench.run_seeds()
-        if options.ablation_pairs:
-            bench.ablate()
-    bench.write(complete=True)
-    print(table(bench.result))
+        print(table(Bench(options, model, Path(folder)).run()))
 
 
 def parse() -> argparse.Namespace:
@@ -145,6 +138,16 @@ class Bench:
             "seeds": options.seeds,
         }
 
+    def run(self) -> Result:
+        """Everything, in order."""
+        self.make_curriculum()
+        self.choose_pace()
+        self.run_seeds()
+        if self._options.ablation_pairs:
+            self.ablate()
+        self.write(complete=True)
+        return self.result
+
     def write(self, *, complete: bool = False) -> None:
         """What there is so far."""
         self.result["complete"] = complete
@@ -165,8 +168,7 @@ class Bench:
         if arm != "curriculum":  # as hybridqa starts its trainer: threads that sleep between steps would slow it
             environment.pop("OMP_WAIT_POLICY", None)
         begun = time.perf_counter()
-        command = [sys.executable, str(HERE / "distillation_arms.py"), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = self._start(path, environment)
         if done.returncode and must:
             sys.exit(f"{arm}: {done.stderr}")
         shown = ", ".join(str(spec[name]) for name in ("label", "way", "dtype") if name in spec)
@@ -174,6 +176,10 @@ class Bench:
         if done.returncode:
             return {"skipped": (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]}
         return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def _start(self, spec: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(HERE / "distillation_arms.py"), str(spec)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     def make_curriculum(self) -> None:
         """Has the curriculum made where there is none."""

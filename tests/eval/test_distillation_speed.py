@@ -209,28 +209,47 @@ def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
     assert speed.ratio([None])["mean"] is None
 
 
-@pytest.mark.slow
-def test_the_whole_measurement_runs(curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path) -> None:
+def test_the_whole_measurement_runs(
+    curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arms and switches by the command's options; in this process, since each start of another takes seconds."""
+    speed, arms = script("distillation_speed"), script("distillation_arms")
+    started = []
+
+    class Bench(speed.Bench):  # type: ignore[misc, name-defined]
+        def _start(self, spec: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+            assert "OMP_WAIT_POLICY" not in environment
+            data = json.loads(spec.read_text(encoding="utf-8"))
+            started.append((data["arm"], data.get("way")))
+            try:
+                return subprocess.CompletedProcess([], 0, json.dumps(arms.ARMS[data["arm"]](data)), "")
+            except SystemExit as end:
+                return subprocess.CompletedProcess([], 1, "", str(end))
+
     output = tmp_path / "speed.json"
-    command = [sys.executable, str(EVAL / "distillation_speed.py"), "--curriculum", str(curriculum_path)]
-    command += [
-        "--model",
-        str(tiny_model.path),
-        "--device",
-        "cpu",
-        "--seeds",
-        "0",
-        "1",
-        "--steps",
-        "3",
-        "--batches",
-        "2",
-    ]
-    command += ["--rates", "1e-3", "--dtypes", "float32", "--repeats", "1", "--ablation-pairs", "4"]
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(output.read_text(encoding="utf-8"))
+    words = "--seeds 0 --steps 3 --batches 2 --rates 1e-3 2e-3 --dtypes float32 --repeats 1 --ablation-pairs 4"
+    words += f" --recipe rank=4 trust=False --device cpu --curriculum {curriculum_path} --output {output}"
+    monkeypatch.setattr(sys, "argv", ["distillation_speed.py", *words.split()])
+    result = Bench(speed.parse(), tiny_model, tmp_path).run()
+    assert json.loads(output.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     assert result["complete"]
-    assert result["summary"]["times_faster"]["hybridqa"]["50% of the reference's gain"]["of"] == 1
-    assert "| hybridqa | 100% of the reference's gain |" in done.stdout
+    assert result["runs"][0]["hybridqa"]["recipe"]["rank"] == result["runs"][0]["reference"]["settings"]["rank"] == 4
+    assert result["runs"][0]["hybridqa"]["recipe"]["trust"] is False
+    assert len(result["sweep"]["rates"]) > 2  # of two, the best is at the edge
+    assert [way for arm, way in started if arm == "ablation"] == list(speed.WAYS)
+    assert result["summary"]["times_faster"]["same_objective"]["50% of the reference's gain"]["of"] == 1
+    shown = speed.table(result)
+    assert "| hybridqa | 100% of the reference's gain |" in shown
+    assert "| the reference, float32 |" in shown
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_an_arm_is_a_process(spec: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({**spec, "arm": "score"}), encoding="utf-8")
+    command = [sys.executable, str(EVAL / "distillation_arms.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert made["losses"] == {}
+    assert made["base"] > 0
