@@ -10,7 +10,6 @@ the teacher and what a trainer makes ready included. Memory is the process's own
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import random
 import resource
@@ -35,7 +34,7 @@ from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.schedule import schedule
+from hybridqa.training.schedule import rows_of, steps_of
 from hybridqa.training.synthesis import Curriculum, Synthesiser
 from hybridqa.training.trainer import Trainer
 from hybridqa.training.wordings import closed_example, lessons, sourced_example
@@ -108,8 +107,11 @@ def make_prompts(model_path: str) -> PromptBuilder:
 def read_curriculum(path: str) -> Curriculum:
     """The curriculum that `curriculum` wrote."""
     raw = json.loads(Path(path).read_text(encoding="utf-8"))["curriculum"]
-    lists = {name: tuple(Pair(**pair) for pair in raw[name]) for name in ("pairs", "held_out")}
-    return Curriculum(**{**raw, **lists, "chunks": tuple(raw["chunks"])})
+    return Curriculum(**{name: _tuple_of(value) if isinstance(value, list) else value for name, value in raw.items()})
+
+
+def _tuple_of(items: list[Any]) -> tuple[Any, ...]:
+    return tuple(Pair(**item) if isinstance(item, dict) else item for item in items)
 
 
 def curriculum(spec: Spec) -> Spec:
@@ -241,11 +243,12 @@ def hybridqa(spec: Spec) -> Spec:
     loaded_mb = peak_mb()
     clock = Clock(trainer.device)
     trainer.attach(recipe)
-    students = lessons(prompts, lesson, reading=recipe.reading, seed=recipe.seed)
+    students = lessons(prompts, lesson, lesson.pairs, reading=recipe.reading, seed=recipe.seed)
     teachers = teach(trainer, prompts, lesson, recipe)
     teacher_seconds = clock.seconds()
     with clock.paused():
-        packs, plan = schedule(students, recipe)
+        rows = rows_of(students, recipe)
+        plan = steps_of(rows, recipe)
     curve = Curve(spec["snapshots"], clock, trainer.parameters, spec["points"])
     curve.add(0, passes=0, targets=0)
     last = targets = 0
@@ -253,15 +256,15 @@ def hybridqa(spec: Spec) -> Spec:
     def on_step(step: int, total: int, _: float) -> None:
         nonlocal last, targets
         last = step
-        targets += sum(packs[plan[step - 1]].lengths)
-        curve.see(step, total, passes=step / len(packs), targets=targets)
+        targets += sum(rows[plan[step - 1]].pack.lengths)
+        curve.see(step, total, passes=step / len(rows), targets=targets)
 
     trainer.fit(students, teachers, recipe, on_step=on_step)
     if curve.points[-1]["step"] != last:  # it stopped before its last step
-        curve.add(last, passes=last / len(packs), targets=targets)
+        curve.add(last, passes=last / len(rows), targets=targets)
     return {
         "recipe": asdict(recipe),
-        "dtype": str(getattr(trainer, "dtype", trainer.base.dtype)).removeprefix("torch."),
+        "dtype": str(trainer.dtype).removeprefix("torch."),
         "device": device_name(trainer.device),
         "pairs": len(lesson.pairs),
         "examples": sum(len(examples) for examples in students),
@@ -272,13 +275,8 @@ def hybridqa(spec: Spec) -> Spec:
 
 
 def make_trainer(spec: Spec) -> Trainer:
-    """hybridqa's trainer in the numeric type that is asked for; exits where it cannot be had."""
-    options: dict[str, Any] = {"device": spec["device"]}
-    if "dtype" in inspect.signature(Trainer).parameters:
-        options["dtype"] = spec["dtype"]
-    elif spec["dtype"] != "auto":
-        sys.exit(f"this trainer chooses its numeric type itself; {spec['dtype']!r} cannot be asked for")
-    return Trainer(Path(spec["model_path"]), **options)
+    """hybridqa's trainer in the numeric type that is asked for."""
+    return Trainer(Path(spec["model_path"]), device=spec["device"], dtype=spec["dtype"])
 
 
 def teach(
@@ -287,7 +285,7 @@ def teach(
     """The teacher's targets by pair; each chunk's pairs stand together while it reads."""
     order = sorted(range(len(lesson.pairs)), key=lambda key: lesson.pairs[key].passage)
     examples = [sourced_example(prompts, lesson.pairs[key], key, lesson) for key in order]
-    taught = trainer.teach(examples, recipe, hidden=recipe.hidden > 0, tokens=tokens)
+    taught = trainer.teach(examples, recipe, hidden=recipe.weights().hidden > 0, tokens=tokens)
     return [targets for _, targets in sorted(zip(order, taught, strict=True), key=lambda item: item[0])]
 
 
@@ -350,12 +348,11 @@ def ablation(spec: Spec) -> Spec:
     lesson = replace(whole, pairs=whole.pairs[: spec["pairs"]])
     prompts = make_prompts(spec["model_path"])
     recipe = Recipe(**spec["recipe"])
-    if way == "top-k":
-        recipe = replace(recipe, top_k=10**9)  # as many as there are
-    students = lessons(prompts, lesson, reading=recipe.reading, seed=recipe.seed)
+    students = lessons(prompts, lesson, lesson.pairs, reading=recipe.reading, seed=recipe.seed)
     if way == "packing":
         students = [[example] for examples in students for example in examples]
-    packs, plan = schedule(students, recipe)
+    rows = rows_of(students, recipe)
+    plan = steps_of(rows, recipe)
     tokens = 1 if way == "shared chunk" else TEACHER_TOKENS
     if way == "lower layers" and recipe.first_layer > 0:
         trainer.lower = lambda row: None  # type: ignore[method-assign]
@@ -364,8 +361,10 @@ def ablation(spec: Spec) -> Spec:
 
     def on_step(step: int, _: int, __: float) -> None:
         if way == "kept answers":  # the pairs of this step, read anew
-            keys = sorted(packs[plan[step - 1]].keys)
-            trainer.teach([sourced[key] for key in keys], recipe, hidden=recipe.hidden > 0, tokens=TEACHER_TOKENS)
+            keys = sorted(rows[plan[step - 1]].pack.keys)
+            trainer.teach(
+                [sourced[key] for key in keys], recipe, hidden=recipe.weights().hidden > 0, tokens=TEACHER_TOKENS
+            )
 
     runs = []
     for repeat in range(spec["repeats"] + 1):
@@ -378,7 +377,7 @@ def ablation(spec: Spec) -> Spec:
         runs.append((taught, clock.seconds() - taught))
     if widened is not None and not widened():
         return {"skipped": "the trainer does not ask the model for chosen places' logits"}
-    passes = len(plan) / len(packs)
+    passes = len(plan) / len(rows)
     teacher, student = (statistics.median(times) for times in zip(*runs[1:], strict=True))
     if way == "kept answers":
         teacher = 0.0  # it is in the student's
@@ -387,7 +386,7 @@ def ablation(spec: Spec) -> Spec:
         "teacher_seconds": teacher,
         "student_seconds_per_pass": student / passes,
         "passes": passes,
-        "steps_per_pass": len(packs),
+        "steps_per_pass": len(rows),
         "repeats": [round(sum(times), 3) for times in runs[1:]],
         "memory": memory(trainer.device, 0.0),
     }
@@ -406,7 +405,6 @@ def widen_logits(trainer: Trainer) -> Callable[[], bool]:
             output.logits = output.logits[:, kept]
         return output
 
-    forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]  # peft looks at it
     trainer.base.forward = forward
     return lambda: bool(seen)
 

@@ -44,14 +44,21 @@ Result = dict[str, Any]
 
 TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned but what the reference learns
     "hybridqa": {},
-    "same_objective": {"kl": 1.0, "hidden": 1.0, "cross_entropy": 0.0, "trust": False, "temperature": 1.0},
+    "same_objective": {
+        "objective": "dcd",
+        "kl": 1.0,
+        "hidden": 1.0,
+        "cross_entropy": 0.0,
+        "trust": False,
+        "temperature": 1.0,
+    },
 }
 
 WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spec of "ablation" needs for it
     "none": ("nothing: as it trains", {}),
     "kept answers": ("the teacher's answers are not kept: it reads the step's pairs anew", {}),
     "shared chunk": ("the teacher reads the chunk once for each pair", {}),
-    "top-k": ("the teacher's whole vocabulary is kept", {}),
+    "top-k": ("the teacher's whole vocabulary is kept", {"recipe": {"top_k": 0}}),
     "packing": ("each example in a row and a step of its own", {}),
     "lower layers": ("the layers below the adapter run at every step", {}),
     "upper half": ("every layer has an adapter", {"recipe": {"first_layer": 0.0}}),

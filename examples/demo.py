@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import string
 import sys
 import time
-from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from rich.table import Table
 
 from hybridqa import HybridQA, Mode
 from hybridqa.engine.environment import prepare_environment
+from hybridqa.evaluation.metrics import contains, token_f1
+from hybridqa.evaluation.statistics import mean_interval
 from hybridqa.provenance import commit, hardware
-from hybridqa.training.gate import paired_interval
 from hybridqa.types import Answer
 
 HERE = Path(__file__).resolve().parent
@@ -42,31 +41,9 @@ def progress() -> Progress:
     )
 
 
-def normalise(text: str) -> list[str]:
-    """SQuAD's way of comparing answers: no case, punctuation or articles."""
-    bare = "".join(" " if char in string.punctuation else char for char in text.lower())
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-
-def holds(answer: Answer, golds: list[str]) -> bool:
-    said = f" {' '.join(normalise(answer.text))} "
-    return any(f" {' '.join(normalise(gold))} " in said for gold in golds)
-
-
-def token_f1(answer: Answer, golds: list[str]) -> float:
-    best = 0.0
-    said = normalise(re.sub(r"\[\d+\]", "", answer.text))
-    for gold in map(normalise, golds):
-        common = sum((Counter(said) & Counter(gold)).values())
-        if common:
-            best = max(best, 2 * common / (len(said) + len(gold)))
-    return best
-
-
 def share(values: list[float]) -> dict[str, float]:
     """The mean with its 95% interval, by bootstrap over questions."""
-    low, high = paired_interval(values)
-    return {"mean": sum(values) / len(values), "low": low, "high": high}
+    return asdict(mean_interval(values))
 
 
 def show(question: str, answer: Answer) -> None:
@@ -142,8 +119,8 @@ def main() -> None:
                     on_answer=lambda *_, task=task: bars.advance(task),
                 )
                 scored = list(zip(answers, questions, strict=True))
-                held = [float(holds(answer, item["answers"])) for answer, item in scored]
-                overlap = [token_f1(answer, item["answers"]) for answer, item in scored]
+                held = [contains(answer.text, item["answers"]) for answer, item in scored]
+                overlap = [token_f1(answer.text, item["answers"]) for answer, item in scored]
                 row = {
                     "contains": share(held),
                     "token_f1": share(overlap),

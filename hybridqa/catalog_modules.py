@@ -1,43 +1,40 @@
-"""The catalog's rows about modules, and the folders that may be deleted once nobody reads them.
+"""The catalog's rows about modules.
 
 Knows nothing about what is in a module's folder. Invariant: at most one version of a module is current, it has passed
-its gate, a module's name is never given twice, and no module covers a document that is not there.
+its gate, a module's name is never given twice, all its versions are of one kind, a document's module covers documents
+that are there, and a collection has at most one current extractor for each base model.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from hybridqa import catalog_rows as rows
-from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import (
     bump_generation,
     delete_passages,
     require_collection,
     require_document,
 )
+from hybridqa.catalog_garbage import GarbageTable
 from hybridqa.catalog_schema import drop_full_text
 from hybridqa.errors import InputError, ModuleNotFoundInStoreError, StoreError
-from hybridqa.types import Module, ModuleStatus
+from hybridqa.types import Module, ModuleKind, ModuleStatus
 
 _MODULE = (
     "SELECT m.module_id, m.version, c.name, m.path, (SELECT json_group_object(d.doc_id, md.content_hash) "
     "FROM module_documents AS md JOIN documents AS d USING (document_id) WHERE md.module_row = m.module_row), "
-    "m.base_model_hash, m.rank, m.status, m.current, m.created_at, m.metrics "
+    "m.base_model_hash, m.rank, m.status, m.current, m.created_at, m.metrics, m.kind "
     "FROM modules AS m JOIN collections AS c USING (collection_id) "
 )
 _ORDER = "ORDER BY c.name, m.module_id, m.version"
 
 
-class ModuleTable:
-    """Modules, versions and garbage; a part of `Catalog`."""
-
-    _database: Database
-    _module_dir: Path | None
+class ModuleTable(GarbageTable):
+    """Modules and their versions; a part of `Catalog`."""
 
     def next_module_version(self, collection: str, module_id: str) -> int:
         """Reserves the module's next version: every call gives a new one, whatever has been removed meanwhile."""
@@ -53,18 +50,31 @@ class ModuleTable:
     def add_module(self, module: Module) -> Module:
         """Adds the row of one version, out of service until `set_current`.
 
-        Raises `DocumentNotFoundError` when it covers a document that has been removed meanwhile, `StoreError` when the
-        version is there already.
+        Raises `DocumentNotFoundError` when it covers a document that has been removed meanwhile, `InputError` when the
+        id belongs to a module of another kind, `StoreError` when the version is there already.
         """
-        if not module.documents or module.version < 1:
-            raise InputError(f"module {module.name!r} is not usable: expected a version from 1 and a document or more.")
+        if module.version < 1 or (module.kind is ModuleKind.DOCUMENT and not module.documents):
+            raise InputError(
+                f"module {module.name!r} is not usable: expected a version from 1 and, for a document's module, a "
+                "document or more."
+            )
         metrics = rows.to_json(module.metrics, f"metrics of module {module.name!r}")
         created_at = module.created_at or rows.now()
         with self._database.write() as connection:
+            collection_id = require_collection(connection, module.collection)
             covered = [
-                (*require_document(connection, module.collection, doc_id), content_hash)
+                (require_document(connection, module.collection, doc_id)[1], content_hash)
                 for doc_id, content_hash in module.documents.items()
             ]
+            other = connection.execute(
+                "SELECT kind FROM modules WHERE collection_id = ? AND module_id = ? AND kind <> ?",
+                (collection_id, module.module_id, str(module.kind)),
+            ).fetchone()
+            if other is not None:
+                raise InputError(
+                    f"module {module.module_id!r} of collection {module.collection!r} is of kind {other[0]!r}; "
+                    f"expected {str(module.kind)!r}, as all its versions are of one kind. Choose another id."
+                )
             known = connection.execute(
                 "SELECT 1 FROM modules WHERE module_id = ? AND version = ?", (module.module_id, module.version)
             ).fetchone()
@@ -75,9 +85,9 @@ class ModuleTable:
                 )
             module_row = connection.execute(
                 "INSERT INTO modules (collection_id, module_id, version, path, base_model_hash, rank, status, "
-                "created_at, metrics) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "created_at, metrics, kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    covered[0][0],
+                    collection_id,
                     module.module_id,
                     module.version,
                     self._to_stored(module.path),
@@ -86,11 +96,12 @@ class ModuleTable:
                     str(module.status),
                     created_at,
                     metrics,
+                    str(module.kind),
                 ),
             ).lastrowid
             connection.executemany(
                 "INSERT INTO module_documents (module_row, document_id, content_hash) VALUES (?, ?, ?)",
-                [(module_row, document_id, content_hash) for _, document_id, content_hash in covered],
+                [(module_row, document_id, content_hash) for document_id, content_hash in covered],
             )
             connection.execute(
                 "INSERT INTO module_versions (module_id, last) VALUES (?, ?) "
@@ -119,31 +130,53 @@ class ModuleTable:
                 (collection, module_id, version),
             )
         if not found:
-            raise _not_found(collection, module_id, version)
+            raise _not_found(collection, module_id, _with(version))
         return found[0]
 
     def set_current(self, collection: str, module_id: str, version: int | None) -> None:
         """Puts one version into service in place of any other; None takes the module out of service.
 
+        An extractor also takes the place of any other of its collection and base model.
         Raises `ModuleNotFoundInStoreError`, and `InputError` for a version that its gate has rejected.
         """
         with self._database.write() as connection:
             found = self._modules(connection, "WHERE c.name = ? AND m.module_id = ?", (collection, module_id))
             chosen = [module for module in found if module.version == version]
             if not found or (version is not None and not chosen):
-                raise _not_found(collection, module_id, version)
+                raise _not_found(collection, module_id, _with(version))
             if chosen and chosen[0].status is not ModuleStatus.PUBLISHED:
                 raise InputError(
                     f"module {chosen[0].name!r} was rejected by its gate and cannot answer; choose a published "
                     "version: `hybridqa modules` lists them."
                 )
-            connection.execute("UPDATE modules SET current = 0 WHERE module_id = ? AND current = 1", (module_id,))
+            collection_id = require_collection(connection, collection)  # another's may have a module of this id
             connection.execute(
-                "UPDATE modules SET current = 1 WHERE module_id = ? AND version = ?", (module_id, version)
+                "UPDATE modules SET current = 0 WHERE collection_id = ? AND module_id = ? AND current = 1",
+                (collection_id, module_id),
+            )
+            if chosen and chosen[0].kind is ModuleKind.EXTRACTOR:
+                connection.execute(
+                    "UPDATE modules SET current = 0 WHERE collection_id = ? AND base_model_hash = ? AND current = 1 "
+                    "AND kind = 'extractor'",
+                    (collection_id, chosen[0].base_model_hash),
+                )
+            connection.execute(
+                "UPDATE modules SET current = 1 WHERE collection_id = ? AND module_id = ? AND version = ?",
+                (collection_id, module_id, version),
             )
 
+    def find_extractor(self, collection: str, base_model_hash: str) -> Module | None:
+        """The current extractor of a collection for a base model."""
+        with self._database.read() as connection:
+            found = self._modules(
+                connection,
+                "WHERE c.name = ? AND m.base_model_hash = ? AND m.current = 1 AND m.kind = 'extractor'",
+                (collection, base_model_hash),
+            )
+        return found[0] if found else None
+
     def modules_for_documents(self, collection: str, doc_ids: Sequence[str]) -> list[Module]:
-        """The current, published modules that cover any of the documents; whether they are fresh is the caller's look.
+        """The current, published modules of any of the documents; whether they are fresh is the caller's look.
 
         A module is fresh when each hash in `module.documents` equals `document_hashes`.
         """
@@ -155,7 +188,7 @@ class ModuleTable:
                     "WHERE m.module_row IN (SELECT md.module_row FROM collections AS c2 JOIN documents AS d2 USING "
                     "(collection_id) JOIN module_documents AS md USING (document_id) WHERE c2.name = ? "
                     "AND d2.doc_id IN (SELECT value FROM json_each(?))) AND m.current = 1 AND m.status = 'published' "
-                    + _ORDER,
+                    f"AND m.kind = 'document' {_ORDER}",
                     (collection, json.dumps(batch)),
                 ):
                     found[module.name] = module
@@ -168,9 +201,18 @@ class ModuleTable:
                 connection, "WHERE c.name = ? AND m.module_id = ? AND m.version = ?", (collection, module_id, version)
             )
             if not found:
-                raise _not_found(collection, module_id, version)
+                raise _not_found(collection, module_id, _with(version))
             self._delete_modules(connection, found)
         return found[0]
+
+    def remove_versions(self, collection: str, module_id: str) -> list[Module]:
+        """Removes every version of a module as `remove_module` does. Raises `ModuleNotFoundInStoreError`."""
+        with self._database.write() as connection:
+            found = self._modules(connection, "WHERE c.name = ? AND m.module_id = ? " + _ORDER, (collection, module_id))
+            if not found:
+                raise _not_found(collection, module_id, "")
+            self._delete_modules(connection, found)
+        return found
 
     def remove_document(self, collection: str, doc_id: str) -> list[Module]:
         """Removes the document with its passages, vectors, full-text rows and every version of the modules covering it.
@@ -203,21 +245,6 @@ class ModuleTable:
             bump_generation(connection)
         return removed
 
-    def add_garbage(self, paths: Iterable[Path]) -> None:
-        """Notes folders to delete once no engine may read them again."""
-        with self._database.write() as connection:
-            self._add_garbage(connection, paths)
-
-    def list_garbage(self) -> list[Path]:
-        """The folders noted, sorted."""
-        with self._database.read() as connection:
-            return [self._to_path(row[0]) for row in connection.execute("SELECT path FROM garbage ORDER BY path")]
-
-    def drop_garbage(self, paths: Iterable[Path]) -> None:
-        """Forgets folders that have been deleted."""
-        with self._database.write() as connection:
-            connection.executemany("DELETE FROM garbage WHERE path = ?", [(self._to_stored(path),) for path in paths])
-
     def _modules(self, connection: sqlite3.Connection, where: str, parameters: Sequence[object]) -> list[Module]:
         return [
             Module(
@@ -232,6 +259,7 @@ class ModuleTable:
                 current=bool(row[8]),
                 created_at=row[9],
                 metrics=json.loads(row[10]),
+                kind=ModuleKind(row[11]),
             )
             for row in connection.execute(_MODULE + where, parameters)
         ]
@@ -242,24 +270,12 @@ class ModuleTable:
         )
         self._add_garbage(connection, [module.path for module in modules])
 
-    def _add_garbage(self, connection: sqlite3.Connection, paths: Iterable[Path]) -> None:
-        connection.executemany(
-            "INSERT OR IGNORE INTO garbage (path) VALUES (?)", [(self._to_stored(path),) for path in paths]
-        )
 
-    def _to_stored(self, path: Path) -> str:
-        """Relative to the module folder where it lies in it, so that a store can be moved."""
-        if self._module_dir is not None and path.is_absolute() and path.is_relative_to(self._module_dir):
-            return path.relative_to(self._module_dir).as_posix()
-        return path.as_posix()
-
-    def _to_path(self, stored: str) -> Path:
-        return Path(stored) if self._module_dir is None else self._module_dir / stored
-
-
-def _not_found(collection: str, module_id: str, version: int | None) -> ModuleNotFoundInStoreError:
-    which = "current version" if version is None else f"version {version}"
+def _not_found(collection: str, module_id: str, which: str) -> ModuleNotFoundInStoreError:
     return ModuleNotFoundInStoreError(
-        f"collection {collection!r} has no module {module_id!r} with a {which}; "
-        "`hybridqa modules` lists those there are."
+        f"collection {collection!r} has no module {module_id!r}{which}; `hybridqa modules` lists those there are."
     )
+
+
+def _with(version: int | None) -> str:
+    return " with a current version" if version is None else f" with a version {version}"

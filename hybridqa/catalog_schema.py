@@ -1,7 +1,8 @@
 """The catalog's tables, and the one place that makes them.
 
-Knows nothing about documents' meaning. Invariant: a database file has no schema at all or a whole one (it is made in
-one transaction), and a schema newer than this code is refused before anything is read or written.
+Knows nothing about documents' meaning. Invariant: a database file has no schema at all or a whole one (it is made, and
+brought up to date, in one transaction), and a schema newer than this code is refused before anything is read or
+written.
 
 Each collection has a full-text table of its own (`fts_<id>` over the view `fts_source_<id>`), so that neither the
 search nor the word statistics behind BM25 of one collection ever see another's texts.
@@ -14,9 +15,14 @@ from pathlib import Path
 
 from hybridqa.errors import CorruptStoreError, StoreError, StoreNotFoundError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
+_KIND = "kind TEXT NOT NULL DEFAULT 'document'"
+_ONE_EXTRACTOR = (
+    "CREATE UNIQUE INDEX one_current_extractor ON modules (collection_id, base_model_hash) "
+    "WHERE current = 1 AND kind = 'extractor'"
+)
 _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "CREATE TABLE collections (collection_id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, "
@@ -37,9 +43,10 @@ _TABLES = (
     "CREATE TABLE modules (module_row INTEGER PRIMARY KEY, collection_id INTEGER NOT NULL REFERENCES collections, "
     "module_id TEXT NOT NULL, version INTEGER NOT NULL, path TEXT NOT NULL, base_model_hash TEXT NOT NULL, "
     "rank INTEGER NOT NULL, status TEXT NOT NULL, current INTEGER NOT NULL DEFAULT 0, created_at TEXT NOT NULL, "
-    "metrics TEXT NOT NULL, UNIQUE (module_id, version))",
+    f"metrics TEXT NOT NULL, {_KIND}, UNIQUE (module_id, version))",
     "CREATE INDEX modules_by_collection ON modules (collection_id, module_id)",
     "CREATE UNIQUE INDEX one_current_version ON modules (collection_id, module_id) WHERE current = 1",
+    _ONE_EXTRACTOR,
     "CREATE TABLE module_documents (module_row INTEGER NOT NULL REFERENCES modules ON DELETE CASCADE, "
     "document_id INTEGER NOT NULL REFERENCES documents, content_hash TEXT NOT NULL, "
     "PRIMARY KEY (module_row, document_id)) WITHOUT ROWID",
@@ -48,6 +55,9 @@ _TABLES = (
     "CREATE TABLE module_versions (module_id TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE garbage (path TEXT PRIMARY KEY) WITHOUT ROWID",
 )
+_UPGRADES = {  # from each older version to the next
+    1: (f"ALTER TABLE modules ADD COLUMN {_KIND}", _ONE_EXTRACTOR),  # modules that are not of a document
+}
 
 
 def fts_table(collection_id: int) -> str:
@@ -90,7 +100,11 @@ def drop_full_text(connection: sqlite3.Connection, collection_id: int) -> None:
 
 
 def prepare(connection: sqlite3.Connection, path: Path, *, create: bool) -> None:
-    """Checks the schema of an opened database, and makes it when there is none and `create` says so."""
+    """Checks the schema of an opened database; makes it when there is none and `create` says so; upgrades an old one.
+
+    Raises `StoreNotFoundError`, `CorruptStoreError`, and `StoreError` for a newer schema or an old one that cannot be
+    upgraded because nothing may be written.
+    """
     tables = _table_names(connection)
     if not tables and create:
         connection.execute("BEGIN IMMEDIATE")
@@ -110,19 +124,45 @@ def prepare(connection: sqlite3.Connection, path: Path, *, create: bool) -> None
         tables = _table_names(connection)
     if not tables:
         raise StoreNotFoundError(f"{str(path)!r} holds no catalog yet; run `hybridqa init` to make one.")
-    row = None
-    if "meta" in tables:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-    if row is None or not isinstance(row[0], int):
+    version = _version(connection) if "meta" in tables else None
+    if version is None:
         raise CorruptStoreError(
             f"{str(path)!r} is a database but no hybridqa catalog; expected one made by `hybridqa init`. "
             f"Check the store's path. {restoring(path)}."
         )
-    if row[0] > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{str(path)!r} has schema {row[0]}, newer than the {SCHEMA_VERSION} that this hybridqa knows; "
+            f"{str(path)!r} has schema {version}, newer than the {SCHEMA_VERSION} that this hybridqa knows; "
             "upgrade with `pip install -U hybridqa`."
         )
+    if version < SCHEMA_VERSION:
+        _upgrade(connection, path, version)
+
+
+def _version(connection: sqlite3.Connection) -> int | None:
+    row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    return row[0] if row is not None and isinstance(row[0], int) and row[0] >= 1 else None
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Brings an older schema up to date, wholly or not at all."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for known in range(_version(connection) or version, SCHEMA_VERSION):  # another process may have been faster
+            for statement in _UPGRADES[known]:
+                connection.execute(statement)
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", (SCHEMA_VERSION,))
+        connection.execute("COMMIT")
+    except BaseException as error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+            raise StoreError(
+                f"{str(path)!r} has schema {version} of an older hybridqa and cannot be written ({error}); expected a "
+                f"file that may be brought to schema {SCHEMA_VERSION} once, which loses nothing. Run `hybridqa ls` as "
+                "a user who may write it; after that it can be read by others again."
+            ) from error
+        raise
 
 
 def _table_names(connection: sqlite3.Connection) -> set[str]:

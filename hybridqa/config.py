@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -50,13 +51,22 @@ class Settings(BaseSettings):
     modules: int = Field(1, ge=0)  # modules in a stack, at most
     module_threshold: float = Field(0.35, ge=0, le=1)  # evidence below this plugs nothing in
     passage_threshold: float = Field(0.0, ge=-1, le=1)  # cosine below this is no evidence at all
+    plugins: Annotated[list[str], NoDecode] = []  # ids of modules in every answer's stack, where a collection has them
+    extractor: bool = True  # use a collection's extractor where there is one
     stack_cache_mb: int = Field(2048, ge=1)
 
+    objective: Literal["dcd", "prompt-distillation", "next-token", "sft"] = "dcd"  # what a module is trained by
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)
     train_epochs: float = Field(2.8, gt=0)  # passes over what is to be learned
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(1e-3, gt=0)
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _split_ids(cls, value: Any) -> Any:
+        """A variable holds text: ids with commas between them."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("max_lora_rank")
     @classmethod

@@ -1,7 +1,8 @@
 """Looks at one store: its folders, its catalog, its dense index, its modules.
 
 Knows nothing about what is installed. Invariant: a broken part hides no other, and nothing is changed but the full-text
-indexes, which hold nothing of their own, when `mend` asks for that.
+indexes, which hold nothing of their own, when `mend` asks for that, and an older catalog's schema, which every opening
+brings up to date.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hybridqa.catalog_schema import restoring
 from hybridqa.config import Settings
 from hybridqa.errors import CorruptStoreError, HybridQAError, StoreError
 from hybridqa.files import TEMP_SUFFIX
-from hybridqa.types import Module
+from hybridqa.types import Module, ModuleKind
 
 if TYPE_CHECKING:
     from hybridqa.catalog import Catalog
@@ -132,6 +133,8 @@ def _check_contents(
     hashes = {(document.collection, document.doc_id): document.content_hash for document in documents}
     fresh = set()
     for module in modules:
+        if module.kind is not ModuleKind.DOCUMENT:
+            continue
         for doc_id, content_hash in module.documents.items():
             usable = module.current and model_hash in (None, module.base_model_hash)
             if usable and hashes.get((module.collection, doc_id)) == content_hash:
@@ -220,17 +223,20 @@ def _check_module(report: Report, module: Module, model_hash: str | None, comman
     """One version's files against its manifest; only a current one is a problem."""
     from hybridqa.modules.manifest import check_files, read_manifest
 
-    doc_ids = " ".join(map(shlex.quote, module.documents))
     try:
         manifest = read_manifest(module.path)
         check_files(module.path, manifest)
     except (HybridQAError, OSError) as error:
-        mend = f"{command} refresh --force --collection {shlex.quote(module.collection)} {doc_ids}"
+        where = f"--collection {shlex.quote(module.collection)}"
+        mend = f"{command} refresh --force {where} {' '.join(map(shlex.quote, module.documents))}"
+        if module.kind is not ModuleKind.DOCUMENT:
+            mend = f"{command} modules rollback {where} {module.module_id}, or import it again"
         report.add("problem" if module.current else "note", "modules", str(error), mend if module.current else "")
         return
     if module.current and model_hash is not None and module.base_model_hash != model_hash:
         text = f"module {module.name!r} belongs to another base model ({module.base_model_hash[:12]}); it is left out"
-        report.add("note", "modules", text, f"set `model` back, or run `{command} refresh`")
+        again = f"run `{command} refresh`" if module.kind is ModuleKind.DOCUMENT else "import one for this base model"
+        report.add("note", "modules", text, f"set `model` back, or {again}")
 
 
 def _check_folders(report: Report, catalog: Catalog, settings: Settings) -> None:

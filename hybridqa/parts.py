@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any, TypeVar
 
 from hybridqa.answering.answerer import Answerer
+from hybridqa.answering.companions import CompanionChooser
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.answering.stacks_in_use import StacksInUse
 from hybridqa.catalog import Catalog
@@ -32,6 +35,7 @@ from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Parts:
@@ -113,10 +117,19 @@ class Parts:
             passage_threshold=settings.passage_threshold,
             max_rank=settings.max_lora_rank,
         )
+        companions = CompanionChooser(
+            self.catalog,
+            self.registry,
+            self.model.hash,
+            plugins=settings.plugins,
+            extractor=settings.extractor,
+            max_rank=settings.max_lora_rank,
+        )
         return Answerer(
             self.catalog,
             self.searcher,
             router,
+            companions,
             self.registry,
             self.stacks,
             self.prompts,
@@ -141,6 +154,10 @@ class Parts:
             self._starting = asyncio.create_task(self._start_engine())
             self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # if nobody waits
         return await asyncio.shield(self._starting)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` on the engine's loop, from any other thread; an interrupt of the caller cancels it."""
+        return self._loop.run(work)
 
     async def _start_engine(self) -> Engine:
         try:

@@ -1,4 +1,4 @@
-"""HybridQA: adds documents, answers questions, refreshes modules.
+"""HybridQA: adds documents and answers questions; what it does with modules is in `pipeline_modules`.
 
 What `Parts` builds is put to work here; knows nothing of how retrieval, routing, stacking or training work.
 Invariant: a question in one collection reaches no other collection's passages or modules, and a module that cannot be
@@ -8,7 +8,6 @@ used costs a question its module, never its answer.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,27 +15,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
-from hybridqa.answering.answerer import Answerer, AskOptions, Plan, check_options
+from hybridqa.answering.answerer import Answerer, Plan
+from hybridqa.answering.options import AskOptions, check_options
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.engine.loop import close_stream, together
 from hybridqa.engine.protocol import Delta
-from hybridqa.errors import ModelError, StoreNotFoundError
+from hybridqa.errors import StoreNotFoundError
 from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
-from hybridqa.modules.registry import module_id_for
-from hybridqa.parts import Parts
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode, Module
-
-if TYPE_CHECKING:
-    from hybridqa.training.outcome import RefreshEvent, RefreshReport
-
-log = logging.getLogger(__name__)
+from hybridqa.pipeline_modules import ModulePipeline
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode
 
 
-class HybridQA(Parts):
+class HybridQA(ModulePipeline):
     """Question answering over a store of documents and their knowledge modules."""
 
     @classmethod
@@ -100,15 +94,7 @@ class HybridQA(Parts):
         """Removes a document with its passages, vectors, modules, and every stack that holds them."""
         removed = self.catalog.remove_document(collection, doc_id)
         self.dense.sync()  # takes the vectors out of the index's file too
-        if not removed:  # then no base model is needed
-            return
-        with self._building:
-            in_use = self.stacks_in_use
-        self._loop.run(in_use.let_go(self.stacks.forget(removed)))
-        try:
-            self.registry.remove_for(removed)
-        except ModelError as error:  # the catalog has noted the folders; a registry that opens deletes them
-            log.warning("the modules of %r are gone, their folders stay until a base model is there: %s", doc_id, error)
+        self._forget_modules(removed, f"the modules of {doc_id!r}")
 
     def compact(self) -> None:
         """Erases the last words of removed documents from the full-text index, and gives free space back."""
@@ -118,58 +104,14 @@ class HybridQA(Parts):
         """What the store holds."""
         return self.catalog.list_documents(collection)
 
-    # Modules
-
-    def modules(self, collection: str | None = None) -> list[Module]:
-        """Every version of every module."""
-        return self.catalog.list_modules(collection)
-
-    def module_state(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> str:
-        """'none', 'published', 'stale' or 'rejected': what stands behind a document now."""
-        from hybridqa.training.outcome import module_state
-
-        return module_state(self.catalog, collection, doc_id)
-
-    def rollback(self, module_id: str, version: int | None = None, *, collection: str = DEFAULT_COLLECTION) -> Module:
-        """Puts an older version of a module (the one before, by default) back into service."""
-        return self.registry.rollback(collection, module_id, version)
-
-    def module_id(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> str:
-        """The id of the module that covers a document."""
-        return module_id_for(collection, doc_id)
-
-    def refresh(
-        self,
-        *,
-        collection: str | None = None,
-        doc_ids: Sequence[str] | None = None,
-        force: bool = False,
-        on_event: Callable[[RefreshEvent], None] | None = None,
-    ) -> RefreshReport:
-        """Distils, gates and publishes a module for every document that has no fresh one; blocks until done."""
-        from hybridqa.training.refresh import Refresher
-
-        refresher = Refresher(self.catalog, self.registry, self.model, self.prompts, self.settings, self._generate_many)
-        return refresher.run(collection=collection, doc_ids=doc_ids, force=force, on_event=on_event)
-
-    def _generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: str) -> list[str]:
-        """Greedy completions of token ids, batched in the engine; for the trainer's synthetic data."""
-        from hybridqa.engine.protocol import Sampling
-
-        async def work() -> list[str]:
-            engine = await self.engine_ready()
-            sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-            return [done.text for done in await together(engine.generate(ids, sampling) for ids in prompts)]
-
-        return self._loop.run(work())
-
     # Questions
 
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
         """Answers `question` from the documents of a collection; see `AskOptions`.
 
-        Raises `QuestionError` for an empty or too long question, `CollectionNotFoundError`, and `TypeError` for an
-        option that does not exist.
+        Raises `QuestionError` for an empty or too long question, `CollectionNotFoundError`, `TypeError` for an option
+        that does not exist, and for plug-ins that are named `ModuleNotFoundInStoreError`, `InputError` for a module
+        that is none, and `RankLimitError` when they do not fit one stack.
         """
         check_options(options)
         return self._loop.run(self._ask(question, options))
@@ -226,6 +168,8 @@ class HybridQA(Parts):
             tuple(options.get("history", ())),
             options.get("k"),
             options.get("modules"),
+            options.get("plugins"),
+            options.get("extractor"),
         )
         async with self.stacks_in_use.planned(make) as plan:
             yield answerer, plan

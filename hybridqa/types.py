@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_COLLECTION = "default"
+Weight = float | Mapping[str, float]  # of a whole adapter, or of each of its layers by name; layers not named: 1.0
 
 
 class Mode(StrEnum):
@@ -22,6 +23,21 @@ class Mode(StrEnum):
     RETRIEVAL = "retrieval"  # passages alone
     MODULES = "modules"  # modules alone: nothing of the document in the prompt
     CLOSED = "closed"  # the base model's memory
+
+
+class ModuleKind(StrEnum):
+    """What a module was distilled from, and so when it is plugged in."""
+
+    DOCUMENT = "document"  # chosen by the router, when a question is about its document
+    INSTRUCTIONS = "instructions"  # a system prompt or style guide
+    EXAMPLES = "examples"  # many demonstrations
+    SCRATCHPAD = "scratchpad"  # reasoning, so that the answer comes without it
+    EXTRACTOR = "extractor"  # the task itself: how to use passages and modules
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether it is put in a stack because somebody asked for it by its id."""
+        return self not in (ModuleKind.DOCUMENT, ModuleKind.EXTRACTOR)
 
 
 class ModuleStatus(StrEnum):
@@ -74,19 +90,20 @@ class ScoredPassage:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One version of a knowledge module in the registry."""
+    """One version of a module in the registry."""
 
     module_id: str
     version: int  # from 1
     collection: str
     path: Path  # the PEFT folder
-    documents: Mapping[str, str]  # doc_id → content_hash that it was distilled from
+    documents: Mapping[str, str]  # doc_id → content_hash that it was distilled from; of a document's module never empty
     base_model_hash: str
     rank: int
     status: ModuleStatus
     current: bool  # the registry's pointer stands on this version
     created_at: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)  # the gate's report
+    kind: ModuleKind = ModuleKind.DOCUMENT
 
     @property
     def name(self) -> str:
@@ -99,8 +116,8 @@ class ModuleChoice:
     """A module that a route plugs in."""
 
     module: Module
-    weight: float  # multiplies the adapter's own scale
-    evidence: float  # 0 to 1: how sure the router is that the question is about its documents
+    weight: Weight  # multiplies the adapter's own scale
+    evidence: float  # 0 to 1: how sure the router is that the question is about its documents; 1 where nothing decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +126,10 @@ class Route:
 
     mode: Mode
     passages: tuple[ScoredPassage, ...] = ()
-    modules: tuple[ModuleChoice, ...] = ()
+    modules: tuple[ModuleChoice, ...] = ()  # of documents, strongest evidence first
     reason: str = ""  # one line for people
+    plugins: tuple[ModuleChoice, ...] = ()  # those asked for, in that order
+    extractor: ModuleChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +176,10 @@ class Answer:
     missing: str | None = None  # when abstained: what was looked for and not found
     citations: tuple[Citation, ...] = ()
     passages: tuple[ScoredPassage, ...] = ()  # those that were in the prompt, in the order of their numbers
-    modules: tuple[ModuleChoice, ...] = ()
+    modules: tuple[ModuleChoice, ...] = ()  # of documents; plug-ins and extractor are below
     confidence: float | None = None  # mean probability of the answer's tokens, 0 to 1
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds by step
     usage: Usage = field(default_factory=Usage)
     route_reason: str = ""
+    plugins: tuple[ModuleChoice, ...] = ()
+    extractor: ModuleChoice | None = None

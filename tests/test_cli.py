@@ -105,7 +105,8 @@ def test_help_names_every_command(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[name] for name in COMMANDS] + [["modules", name] for name in ("list", "show", "rollback")]
+    "words",
+    [[name] for name in COMMANDS] + [["modules", name] for name in ("list", "show", "import", "rm", "rollback")],
 )
 def test_every_command_has_help_and_json(run: Run, words: list[str]) -> None:
     result = run(*words, "--help")

@@ -36,6 +36,15 @@ def test_a_module_must_fit_into_a_stack(tmp_path: Path, monkeypatch: pytest.Monk
     assert Settings.load(tmp_path).module_rank == 128
 
 
+def test_an_objective_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_NAME).write_text('objective = "distil"\n')
+    with pytest.raises(
+        ConfigError, match=r"'objective': Input should be 'dcd', 'prompt-distillation', 'next-token' or"
+    ):
+        Settings.load(tmp_path)
+    assert Settings.load(tmp_path, objective="sft").objective == "sft"
+
+
 def test_a_store_where_none_can_be(open_folder: Path) -> None:
     (open_folder / "file").touch()
     (open_folder / "fixed").mkdir(0o555)
@@ -46,3 +55,16 @@ def test_a_store_where_none_can_be(open_folder: Path) -> None:
     (open_folder / "store" / "indexes").chmod(0o600)
     with pytest.raises(StoreError, match="Permission denied; expected a folder"):
         HybridQA.open(open_folder / "store")
+
+
+def test_plugins_are_a_list_in_a_file_and_text_with_commas_in_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / CONFIG_NAME).write_text('plugins = ["style", "shots"]\nextractor = false\n')
+    settings = Settings.load(tmp_path)
+    assert (settings.plugins, settings.extractor) == (["style", "shots"], False)
+    for text, expected in (("a, b,", ["a", "b"]), ("house-style", ["house-style"]), ("", [])):
+        monkeypatch.setenv("HYBRIDQA_PLUGINS", text)
+        assert Settings.load(tmp_path).plugins == expected
+    with pytest.raises(ConfigError, match="'plugins'"):
+        Settings.load(tmp_path, plugins=7)

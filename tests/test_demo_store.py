@@ -28,6 +28,15 @@ def test_it_is_small_and_names_no_machine() -> None:
         assert not re.search(rb"/(home|root|tmp|Users|mnt|work|srv|opt)/\w", path.read_bytes()), path
 
 
+def test_opening_it_does_not_change_it(demo_store: Path) -> None:
+    """Or every checkout in which somebody has looked at it would have a change to commit."""
+    path = demo_store / "indexes" / "demo" / "catalog.sqlite3"
+    before = path.read_bytes()
+    with HybridQA.open(demo_store, name="demo") as qa:
+        assert qa.modules()
+    assert path.read_bytes() == before
+
+
 def test_its_module_is_found_verified_and_plugged_in(demo_store: Path) -> None:
     with HybridQA.open(demo_store, name="demo", engine="reference", max_answer_tokens=24) as qa:
         assert qa.catalog.check() == []

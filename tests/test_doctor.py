@@ -85,7 +85,7 @@ def texts(report: dict[str, Any], level: str = "problem") -> list[str]:
 
 
 def module_folder(store: Path) -> Path:
-    [folder] = (store / "modules" / "default").glob("default/*/v0001")
+    [folder] = (store / "modules" / "default").glob("default/kettle-*/v0001")
     return folder
 
 
@@ -181,6 +181,22 @@ def test_a_corrupt_module(examine: Examine, store: Path, environment: dict[str, 
         pytest.raises(CorruptModuleError),
     ):
         qa.registry.verify(qa.modules()[0])
+
+
+def test_a_corrupt_plugin_is_mended_in_its_own_way(
+    examine: Examine, store: Path, environment: dict[str, str], make_adapter: Make, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "style", Path(environment["HYBRIDQA_MODEL"]), rank=4)
+    with HybridQA.open(store, model=environment["HYBRIDQA_MODEL"], engine="reference") as qa:
+        module = qa.import_module(folder, kind="instructions")
+    code, report = examine()
+    assert (code, texts(report, "note")) == (0, [])
+    assert (report["store"]["modules"], report["store"]["modules_current"]) == (2, 2)
+    (module.path / "adapter_model.safetensors").write_bytes(b"")
+    code, report = examine()
+    [problem] = report["problems"]
+    assert code == 1
+    assert "modules rollback --collection default style, or import it again" in problem["mend"]
 
 
 def test_a_module_without_its_folder(examine: Examine, store: Path) -> None:

@@ -1,7 +1,7 @@
 """From a question to an answer: search, route, stack, prompt, generate, cite.
 
-Knows the order of the steps and nothing of how each works. Invariant: a module that is corrupt, missing or refused by
-the engine is left out, said so in the answer's route, and the question is answered without it.
+Knows the order of the steps and nothing of how each works. Invariant: a module of any kind that is corrupt, missing or
+refused by the engine is left out, said so in the answer's route, and the question is answered without it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
 
 from hybridqa.answering.citations import resolve_citations
+from hybridqa.answering.companions import UNUSABLE, CompanionChooser
+from hybridqa.answering.options import check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
-from hybridqa.errors import AdapterError, NotFoundError, QuestionError, StoreError
+from hybridqa.errors import AdapterError, StoreError
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
 from hybridqa.retrieval.searcher import Searcher
@@ -28,25 +29,6 @@ from hybridqa.types import Answer, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
-
-
-class AskOptions(TypedDict, total=False):
-    """How a question is to be answered; each may be left out."""
-
-    collection: str  # whose documents; "default"
-    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
-    history: Sequence[Message]  # earlier turns of the conversation, oldest first
-    k: int | None  # passages in the prompt, at most; the setting `passages`
-    modules: int | None  # modules in the stack, at most; the setting `modules`
-
-
-def check_options(names: Iterable[str]) -> None:
-    """Raises `TypeError` for a name that `AskOptions` has not: a misspelt `collection` must not mean the default's."""
-    known = AskOptions.__annotations__.keys()
-    if unknown := sorted(set(names) - known):
-        raise TypeError(
-            f"no option {', '.join(repr(name) for name in unknown)} of a question; expected some of {', '.join(known)}."
-        )
 
 
 @dataclass(slots=True)
@@ -70,6 +52,7 @@ class Answerer:
         catalog: Catalog,
         searcher: Searcher,
         router: Router,
+        companions: CompanionChooser,
         registry: ModuleRegistry,
         stacks: StackCache,
         prompts: PromptBuilder,
@@ -81,6 +64,7 @@ class Answerer:
         self._catalog = catalog
         self._searcher = searcher
         self._router = router
+        self._companions = companions
         self._registry = registry
         self._stacks = stacks
         self._prompts = prompts
@@ -96,14 +80,15 @@ class Answerer:
         history: Sequence[Message] = (),
         k: int | None = None,
         modules: int | None = None,
+        plugins: Sequence[str] | None = None,
+        extractor: bool | None = None,
     ) -> Plan:
-        """Everything up to the engine. Raises `QuestionError` and `CollectionNotFoundError`."""
-        if not isinstance(question, str) or not question.strip():
-            raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
-        if k is not None and k < 1:
-            raise QuestionError(f"k={k!r} passages cannot be used; expected 1 or more.")
-        if modules is not None and modules < 0:
-            raise QuestionError(f"modules={modules!r} cannot be used; expected 0 or more.")
+        """Everything up to the engine; see `AskOptions`.
+
+        Raises `QuestionError`, `CollectionNotFoundError`, and for plug-ins that the question names
+        `ModuleNotFoundInStoreError`, `InputError` and `RankLimitError`.
+        """
+        check_values(question, k, modules, plugins)
         self._catalog.require_collection(collection)
         timings: dict[str, float] = {}
         self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
@@ -114,13 +99,15 @@ class Answerer:
                 question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings
             )
         started = time.perf_counter()
-        route = self._router.route(question, found, mode, collection, modules)
+        companions = self._companions.choose(collection, mode, plugins, extractor)
+        room = self._max_rank - companions.rank
+        route = companions.join(self._router.route(question, found, mode, collection, modules, room))
         route = replace(route, passages=route.passages[: k or self._passages])
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
         route, adapter = self._stack(route)
         timings["stack"] = time.perf_counter() - started
-        if mode is not Mode.CLOSED and not route.passages and not route.modules:
+        if _is_empty(route):
             return Plan(question, collection, mode, route, None, None, timings)
         started = time.perf_counter()
         prompt = self._prompts.build(question, history, route.passages, max_answer_tokens=self._sampling.max_tokens)
@@ -128,24 +115,27 @@ class Answerer:
         return Plan(question, collection, mode, route, prompt, adapter, timings)
 
     def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
-        """The route's modules as one adapter, less those that turn out unusable."""
+        """Everything that the route plugs in as one adapter, less modules that turn out unusable."""
         kept: list[ModuleChoice] = []
         for choice in route.modules:
             try:
                 self._registry.verify(choice.module)
-            except (AdapterError, StoreError, NotFoundError, OSError) as error:
+            except UNUSABLE as error:
                 log.warning("module %r left out: %s", choice.module.name, error)
                 route = replace(route, reason=f"{route.reason}; module {choice.module.name!r} left out: {error}")
             else:
                 kept.append(choice)
         route = replace(route, modules=tuple(kept))
-        if not kept:
+        if _is_empty(route):
+            return route, None
+        choices = [*kept, *route.plugins, *([] if route.extractor is None else [route.extractor])]
+        if not choices:
             return route, None
         try:
-            return route, self._stacks.stack(kept, self._max_rank)
+            return route, self._stacks.stack(choices, self._max_rank)
         except (AdapterError, StoreError, OSError) as error:
             log.warning("stack left out: %s", error)
-            return replace(route, modules=(), reason=f"{route.reason}; modules left out: {error}"), None
+            return _bare(route, error), None
 
     async def answer(self, plan: Plan, engine: Engine) -> Answer:
         """Generates the planned answer."""
@@ -188,8 +178,7 @@ class Answerer:
 
     def _without_modules(self, plan: Plan, error: AdapterError) -> Plan:
         log.warning("modules left out: %s", error)
-        route = replace(plan.route, modules=(), reason=f"{plan.route.reason}; modules left out: {error}")
-        return replace(plan, route=route, adapter=None)
+        return replace(plan, route=_bare(plan.route, error), adapter=None)
 
     def _finish(self, plan: Plan, done: Completion) -> Answer:
         assert plan.prompt is not None
@@ -215,6 +204,8 @@ class Answerer:
             timings=timings,
             usage=done.usage,
             route_reason=plan.route.reason,
+            plugins=plan.route.plugins,
+            extractor=plan.route.extractor,
         )
 
     def abstain(self, plan: Plan, *, total_s: float) -> Answer:
@@ -234,3 +225,14 @@ class Answerer:
             timings={**plan.timings, "total": total_s},
             route_reason=plan.route.reason,
         )
+
+
+def _is_empty(route: Route) -> bool:
+    """Whether there is nothing to answer from: plug-ins and an extractor hold nothing of the documents."""
+    return route.mode is not Mode.CLOSED and not route.passages and not route.modules
+
+
+def _bare(route: Route, error: Exception) -> Route:
+    """The route without any adapter."""
+    reason = f"{route.reason}; modules left out: {error}"
+    return replace(route, modules=(), plugins=(), extractor=None, reason=reason)

@@ -1,4 +1,4 @@
-"""The command line: `hybridqa init | add | rm | ls | ask | chat | refresh | modules | doctor`.
+"""The command line: `hybridqa init | add | rm | ls | ask | chat | refresh | modules | eval | doctor`.
 
 Knows nothing of how any of it works: it opens a `HybridQA` and prints what it gives. Invariants: with `--json`,
 standard output holds JSON and nothing else; an error is one line on standard error, never a traceback without

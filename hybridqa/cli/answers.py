@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,13 +16,19 @@ import typer
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AsJson, Collection, command, fail, open_store
 from hybridqa.errors import HybridQAError, QuestionError
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode, ModuleChoice
 
 if TYPE_CHECKING:
+    from hybridqa.answering.options import AskOptions
     from hybridqa.pipeline import HybridQA
 
 HELP = "/mode [hybrid|retrieval|modules|closed] · /clear forgets the conversation · /quit"
 AskMode = Annotated[Mode, typer.Option("--mode", "-m", help="Where the answer may come from.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A plug-in's id, as `hybridqa modules` shows it; may be repeated."),
+]
+NoExtractor = Annotated[bool, typer.Option("--no-extractor", help="Leave the collection's extractor out.")]
 Passages = Annotated[int | None, typer.Option("--k", "-k", min=1, help="Passages in the prompt, at most.")]
 
 
@@ -33,6 +39,8 @@ def ask(
     mode: AskMode = Mode.HYBRID,
     k: Passages = None,
     collection: Collection = DEFAULT_COLLECTION,
+    plugin: Plugins = None,
+    no_extractor: NoExtractor = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +50,8 @@ def ask(
     if not question.strip():
         raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
     with open_store(context) as store:
-        answer = _answer(store, question, mode, k, collection, (), stream, as_json)
+        asked = _options(collection, k, plugin, no_extractor)
+        answer = _answer(store, question, {**asked, "mode": mode}, stream, as_json)
         _show(answer, question, collection, as_json, streamed=stream)
 
 
@@ -52,12 +61,15 @@ def chat(
     mode: AskMode = Mode.HYBRID,
     k: Passages = None,
     collection: Collection = DEFAULT_COLLECTION,
+    plugin: Plugins = None,
+    no_extractor: NoExtractor = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
     by_hand = sys.stdin.isatty()
     history: list[Message] = []
     troubled = False
+    asked = _options(collection, k, plugin, no_extractor)
     with open_store(context) as store:
         store.catalog.require_collection(collection)
         if by_hand:
@@ -76,7 +88,7 @@ def chat(
                     output.note(HELP)
                 continue
             try:
-                answer = _answer(store, line, mode, k, collection, tuple(history), by_hand, as_json)
+                answer = _answer(store, line, {**asked, "mode": mode, "history": tuple(history)}, by_hand, as_json)
             except HybridQAError as error:  # of this question alone
                 fail(error)
                 troubled = True
@@ -121,20 +133,17 @@ def _mode(name: str, current: Mode) -> tuple[Mode, bool]:
     return mode, known
 
 
-def _answer(
-    store: HybridQA,
-    question: str,
-    mode: Mode,
-    k: int | None,
-    collection: str,
-    history: tuple[Message, ...],
-    stream: bool,
-    as_json: bool,
-) -> Answer:
+def _options(collection: str, k: int | None, plugin: list[str] | None, no_extractor: bool) -> AskOptions:
+    """The options that hold for all questions of a command; what was not given is left to the settings."""
+    extractor = False if no_extractor else None
+    return {"collection": collection, "k": k, "plugins": plugin or None, "extractor": extractor}
+
+
+def _answer(store: HybridQA, question: str, asked: AskOptions, stream: bool, as_json: bool) -> Answer:
     with output.err().status("finding an answer…", spinner="dots") as status:
         if not stream:
-            return store.ask(question, collection=collection, mode=mode, history=history, k=k)
-        for piece in store.stream(question, collection=collection, mode=mode, history=history, k=k):
+            return store.ask(question, **asked)
+        for piece in store.stream(question, **asked):
             if isinstance(piece, Answer):
                 return piece
             status.stop()
@@ -153,7 +162,9 @@ def _show(answer: Answer, question: str, collection: str, as_json: bool, *, stre
     for citation in answer.citations:
         quote = " ".join(citation.quote.split())
         output.say(f"  [{citation.number}] {citation.doc_id} ({citation.start}–{citation.end}): “{quote}”", style="dim")
-    modules = ", ".join(f"{choice.module.name} × {choice.weight:g}" for choice in answer.modules) or "none"
+    modules = ", ".join(f"{choice.module.name} × {_weight(choice)}" for choice in answer.modules) or "none"
+    modules += "".join(f" · plug-in {choice.module.name}" for choice in answer.plugins)
+    modules += f" · extractor {answer.extractor.module.name}" if answer.extractor is not None else ""
     seconds = answer.timings.get("total", 0.0)
     output.note(
         f"mode {answer.mode} · passages {len(answer.passages)} · modules {modules} · "
@@ -177,16 +188,23 @@ def answer_json(answer: Answer, question: str, collection: str) -> dict[str, Any
             {"number": number, **output.plain(scored.passage), "score": scored.score, "cosine": scored.dense}
             for number, scored in enumerate(answer.passages, 1)
         ],
-        "modules": [
-            {
-                "module_id": choice.module.module_id,
-                "version": choice.module.version,
-                "weight": choice.weight,
-                "evidence": choice.evidence,
-            }
-            for choice in answer.modules
-        ],
+        "modules": [{**_choice_json(choice), "evidence": choice.evidence} for choice in answer.modules],
+        "plugins": [_choice_json(choice) for choice in answer.plugins],
+        "extractor": None if answer.extractor is None else _choice_json(answer.extractor),
         "reason": answer.route_reason,
         "timings": dict(answer.timings),
         "usage": {**output.plain(answer.usage), "total_tokens": answer.usage.total_tokens},
     }
+
+
+def _choice_json(choice: ModuleChoice) -> dict[str, Any]:
+    """What was plugged in; weights that differ by layer as an object of their extremes."""
+    weight: Any = choice.weight
+    if isinstance(weight, Mapping):
+        weight = {"min": min(weight.values(), default=1.0), "max": max(weight.values(), default=1.0)}
+    return {"module_id": choice.module.module_id, "version": choice.module.version, "weight": weight}
+
+
+def _weight(choice: ModuleChoice) -> str:
+    weight = _choice_json(choice)["weight"]
+    return f"{weight['min']:.2g}–{weight['max']:.2g}" if isinstance(weight, dict) else f"{weight:g}"

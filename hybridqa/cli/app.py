@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hybridqa import __version__
-from hybridqa.cli import answers, documents, health, modules, output
+from hybridqa.cli import answers, documents, evaluation, health, modules, output
 from hybridqa.cli.context import INTERRUPTED, Options, remember_debug
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.command("ask")(answers.ask)
 app.command("chat")(answers.chat)
 app.command("refresh")(modules.refresh)
 app.add_typer(modules.app, name="modules")
+app.add_typer(evaluation.app, name="eval")
 app.command("doctor")(health.doctor)
 
 

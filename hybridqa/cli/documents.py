@@ -162,7 +162,7 @@ def rm(
 @command
 def ls(context: typer.Context, collection: AnyCollection = None, as_json: AsJson = False) -> None:
     """List the documents, and whether each has a module that is up to date."""
-    from hybridqa.types import ModuleStatus
+    from hybridqa.types import ModuleKind, ModuleStatus
 
     with open_store(context) as store:
         if collection is not None:
@@ -171,6 +171,8 @@ def ls(context: typer.Context, collection: AnyCollection = None, as_json: AsJson
         collections = [collection] if collection is not None else store.catalog.list_collections()
         fresh, rejected, current = set(), set(), set()
         for module in store.modules(collection):
+            if module.kind is not ModuleKind.DOCUMENT:
+                continue
             for doc_id, content_hash in module.documents.items():
                 if module.current:
                     current.add((module.collection, doc_id))

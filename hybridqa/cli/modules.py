@@ -1,10 +1,11 @@
-"""`refresh` and `modules`: knowledge modules made, shown and rolled back.
+"""`refresh` and `modules`: modules made, shown, imported, rolled back and removed.
 
 Knows nothing about training. Invariant: `refresh` ends with one line, or one JSON object, for each document.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,13 +13,14 @@ from rich.progress import Progress, TaskID
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, open_store
-from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleStatus
+from hybridqa.cli.module_report import gate_rows, loose_lines, weight_rows
+from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind, ModuleStatus
 
 if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
     from hybridqa.training.outcome import RefreshEvent
 
-app = typer.Typer(help="List, show and roll back knowledge modules.", invoke_without_command=True)
+app = typer.Typer(help="List, show, import, roll back and remove modules.", invoke_without_command=True)
 ModuleId = Annotated[str, typer.Argument(help="The module's id, as `hybridqa modules` shows it.")]
 SKIPPED = ("skip", "failed")
 
@@ -97,7 +99,7 @@ class _Lines:
 @app.callback()
 @command
 def list_by_default(context: typer.Context, collection: AnyCollection = None, as_json: AsJson = False) -> None:
-    """List, show and roll back knowledge modules; lists them when no command is given."""
+    """List, show, import, roll back and remove modules; lists them when no command is given."""
     if context.invoked_subcommand is None:
         _list(context, collection, as_json)
         return
@@ -124,13 +126,14 @@ def _list(context: typer.Context, collection: str | None, as_json: bool) -> None
         output.say_json({"modules": rows})
         return
     if not rows:
-        output.note("The store holds no modules yet: `hybridqa refresh` makes them.")
+        output.note("The store holds no modules yet: `hybridqa refresh` makes one of each document.")
     output.table(
-        ("module", "version", "collection", "state", "rank", "documents", "created"),
+        ("module", "version", "kind", "collection", "state", "rank", "documents", "created"),
         (
             [
                 row["module_id"],
                 row["version"],
+                row["kind"],
                 row["collection"],
                 row["state"],
                 row["rank"],
@@ -155,14 +158,77 @@ def show(
     with open_store(context) as store:
         module = _find(store, collection, module_id, version)
         found = {**_module_json(store, module), "path": module.path, "metrics": output.plain(module.metrics)}
+        if module.kind is ModuleKind.EXTRACTOR:
+            found |= _extractor_json(module)
     if as_json:
         output.say_json(found)
         return
+    weights, metrics = found.pop("module_weights", None), found.pop("metrics")
     for key, value in found.items():
-        if key != "metrics":
-            output.say(f"{key:<16} {value}")
-    for key, value in found["metrics"].items():
-        output.say(f"  {key:<14} {value}")
+        output.say(f"{key:<16} {value}")
+    if weights:
+        output.say("\nweights of documents' modules beside it: layer, min, mean, max")
+        output.table(("layer", "min", "mean", "max"), weight_rows(weights))
+    if rows := gate_rows(metrics.get("gate")):
+        output.say("\ngate")
+        output.table(("check", "value", "95% interval", "verdict"), rows)
+    if lines := loose_lines(metrics):
+        output.say("")
+        for line in lines:
+            output.say(line)
+
+
+def _extractor_json(module: Module) -> dict[str, Any]:
+    """What an extractor's manifest says of the stacks that it is for; nothing when it cannot be read."""
+    from hybridqa.errors import CorruptModuleError
+    from hybridqa.modules.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(module.path)
+    except CorruptModuleError as error:
+        output.note(f"note: {error}")
+        return {}
+    return {"serves": manifest.serves, "module_weights": manifest.module_weights}
+
+
+@app.command("import")
+@command
+def import_module(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="A PEFT LoRA folder, with hybridqa's manifest or as peft has saved it.")
+    ],
+    module_id: Annotated[
+        str | None, typer.Option("--id", help="The module's id; default: its manifest's, or the folder's name.")
+    ] = None,
+    kind: Annotated[ModuleKind | None, typer.Option("--kind", help="What it is, where no manifest says so.")] = None,
+    collection: Collection = DEFAULT_COLLECTION,
+    as_json: AsJson = False,
+) -> None:
+    """Take a LoRA adapter in as a module: a plug-in, an extractor, or the module of a document that is here."""
+    with open_store(context) as store:
+        module = store.import_module(folder, module_id=module_id, kind=kind, collection=collection)
+        found = _module_json(store, module)
+    if as_json:
+        output.say_json(found)
+    else:
+        output.say(f"imported  {module.name}  ({module.kind}, {found['state']})")
+
+
+@app.command("rm")
+@command
+def rm(
+    context: typer.Context, module_id: ModuleId, collection: Collection = DEFAULT_COLLECTION, as_json: AsJson = False
+) -> None:
+    """Remove every version of a plug-in or an extractor. A document's module goes with its document."""
+    with open_store(context) as store:
+        store.catalog.require_collection(collection)
+        removed = store.remove_module(module_id, collection=collection)
+    if as_json:
+        output.say_json({"removed": [module.name for module in removed]})
+    else:
+        for module in removed:
+            output.say(f"removed   {module.name}")
 
 
 @app.command("rollback")
@@ -200,11 +266,12 @@ def _module_json(store: HybridQA, module: Module) -> dict[str, Any]:
     state = str(module.status)
     if module.status is ModuleStatus.PUBLISHED:
         state = "current" if module.current else "older"
-        if module.current and hashes != dict(module.documents):
+        if module.current and module.kind is ModuleKind.DOCUMENT and hashes != dict(module.documents):
             state = "stale"
     return {
         "module_id": module.module_id,
         "version": module.version,
+        "kind": module.kind,
         "collection": module.collection,
         "state": state,
         "current": module.current,

@@ -27,6 +27,14 @@ def check_prompt(prompt_ids: Sequence[int], max_model_len: int, vocab_size: int)
         raise QuestionError(f"the prompt has a token outside the model's vocabulary of {vocab_size}.")
 
 
+def check_target(prompt_ids: Sequence[int], target_ids: Sequence[int], max_model_len: int, vocab_size: int) -> None:
+    """Raises `QuestionError` when either is empty, both are too long together, or have unknown tokens."""
+    if not target_ids:
+        raise QuestionError("the text to score is empty: expected at least one token.")
+    check_prompt(prompt_ids, max_model_len, vocab_size)
+    check_prompt([*prompt_ids, *target_ids], max_model_len, vocab_size)
+
+
 def check_sampling(sampling: Sampling) -> None:
     """Raises `ConfigError` when a number is out of range."""
     if sampling.max_tokens < 1:

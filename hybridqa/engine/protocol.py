@@ -88,6 +88,12 @@ class Engine(Protocol):
         """The completion in pieces; closing the iterator stops the generation in the engine."""
         ...
 
+    async def score(
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+    ) -> float:
+        """The log-probability, in nats, of exactly `target_ids` behind the prompt: the sum over its tokens."""
+        ...
+
     async def evict(self, name: str) -> None:
         """Forgets an adapter, so that its folder may be deleted; requests that use it go on."""
         ...

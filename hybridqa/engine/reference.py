@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hybridqa.engine.checks import check_folder, check_prompt, check_rank, check_sampling
+from hybridqa.engine.checks import check_folder, check_prompt, check_rank, check_sampling, check_target
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling, completion_of
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import AdapterError, EngineClosedError, EngineError, HybridQAError, ModelError
@@ -100,6 +100,16 @@ class ReferenceEngine:
         finally:
             stopped.set()
 
+    async def score(
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+    ) -> float:
+        """The log-probability of `target_ids` behind the prompt, in nats: the sum over its tokens."""
+        await self.start()
+        check_target(prompt_ids, target_ids, self._max_model_len, self._model.get_input_embeddings().num_embeddings)
+        if adapter is not None:
+            check_rank(adapter, self._max_lora_rank)
+        return await asyncio.to_thread(self._score, list(prompt_ids), list(target_ids), adapter)
+
     async def evict(self, name: str) -> None:
         """Forgets an adapter: its folder is not read again and may be deleted."""
         await asyncio.to_thread(self._evict, name)
@@ -153,6 +163,19 @@ class ReferenceEngine:
                 emit(error)
             except Exception as error:  # noqa: BLE001  # this request's own failure
                 emit(EngineError(f"the reference engine failed: {type(error).__name__}: {error}."))
+
+    def _score(self, prompt_ids: list[int], target_ids: list[int], adapter: Adapter | None) -> float:
+        import torch
+
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the engine was closed while it answered; make a new one.")
+            self._activate(adapter)
+            input_1_T = torch.tensor([prompt_ids + target_ids], device=self._model.device)
+            with torch.inference_mode():  # the logits that predict a token stand one place before it
+                logits_N_V = self._model(input_ids=input_1_T).logits[0, len(prompt_ids) - 1 : -1].float()
+            logprobs_N_V = logits_N_V.log_softmax(-1)
+            return float(logprobs_N_V.gather(1, input_1_T[0, len(prompt_ids) :, None]).double().sum())
 
     def _activate(self, adapter: Adapter | None) -> None:
         from peft import PeftModel

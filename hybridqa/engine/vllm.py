@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+import math
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from hybridqa.engine.checks import check_prompt, check_rank, check_sampling
+from hybridqa.engine.checks import check_prompt, check_rank, check_sampling, check_target
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling, completion_of
 from hybridqa.engine.vllm_args import VllmSettings, context_length, vocabulary_size
 from hybridqa.engine.vllm_thread import Request, VllmThread
-from hybridqa.errors import EngineClosedError
+from hybridqa.errors import EngineClosedError, EngineError
 from hybridqa.models import ModelFolder
 from hybridqa.types import Usage
 
@@ -84,6 +86,48 @@ class VllmEngine:
         """The completion in pieces; closing the iterator stops the generation in vLLM. Raises as `generate` does."""
         check_prompt(prompt_ids, self.max_model_len, self._vocab_size)
         check_sampling(sampling)
+        room = self.max_model_len - len(prompt_ids)
+        tokens, logprob = 0, 0.0
+        outputs = self._outputs(prompt_ids, lambda: _params(sampling, room), adapter)
+        try:
+            async for item in outputs:
+                output = item.outputs[0]
+                tokens += len(output.token_ids)
+                before, logprob = logprob, output.cumulative_logprob or 0.0
+                usage = Usage(prompt_tokens=len(prompt_ids), completion_tokens=tokens) if item.finished else None
+                reason = (output.finish_reason or "abort") if item.finished else None
+                yield Delta(output.text, reason, usage, logprob - before)
+        finally:
+            await outputs.aclose()
+
+    async def score(
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+    ) -> float:
+        """The log-probability of `target_ids` behind the prompt, in nats: the sum over its tokens.
+
+        Costs little more than the target's tokens where vLLM still has the prompt in its prefix cache. Raises as
+        `generate` does.
+        """
+        check_target(prompt_ids, target_ids, self.max_model_len, self._vocab_size)
+        ids, count = [*prompt_ids, *target_ids], len(target_ids)
+        for cached in (True, False):
+            outputs = self._outputs(ids, partial(_scoring_params, cached), adapter)
+            try:
+                item = await anext(outputs)
+            finally:
+                await outputs.aclose()
+            # What comes from the cache has no scores. The token before the target must have been computed for this
+            # request; where an earlier one left the target itself in the cache, all is computed again.
+            found = item.prompt_logprobs or []
+            known = len(prompt_ids) if item.num_cached_tokens is None else item.num_cached_tokens
+            if len(found) > count and (not cached or known < len(prompt_ids)):
+                return math.fsum(at[token].logprob for at, token in zip(found[-count:], target_ids, strict=True))
+        raise EngineError(f"vLLM gave no scores for the last {count} of {len(ids)} tokens. Ask again.")
+
+    async def _outputs(
+        self, prompt_ids: Sequence[int], params: Callable[[], Any], adapter: Adapter | None
+    ) -> AsyncGenerator[Any, None]:
+        """vLLM's outputs for one request, to the finished one; closing the iterator stops the request in vLLM."""
         if adapter is not None:
             check_rank(adapter, self.max_lora_rank)
         await self.start()
@@ -95,25 +139,15 @@ class VllmEngine:
                 loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         request_id = f"request-{next(self._numbers)}"
-        room = self.max_model_len - len(prompt_ids)
-        self._thread.submit(Request(request_id, list(prompt_ids), lambda: _params(sampling, room), adapter, emit))
+        self._thread.submit(Request(request_id, list(prompt_ids), params, adapter, emit))
         finished = False
-        tokens, logprob = 0, 0.0
         try:
             while not finished:
                 item = await inbox.get()
+                finished = isinstance(item, Exception) or item.finished
                 if isinstance(item, Exception):
-                    finished = True
                     raise item
-                output = item.outputs[0]
-                tokens += len(output.token_ids)
-                before, logprob = logprob, output.cumulative_logprob or 0.0
-                usage = None
-                if item.finished:
-                    finished = True
-                    usage = Usage(prompt_tokens=len(prompt_ids), completion_tokens=tokens)
-                reason = (output.finish_reason or "abort") if item.finished else None
-                yield Delta(output.text, reason, usage, logprob - before)
+                yield item
         finally:
             if not finished:
                 self._thread.abort(request_id)
@@ -144,4 +178,19 @@ def _params(sampling: Sampling, room: int) -> Any:
         seed=sampling.seed,
         logprobs=0,  # the sampled token's alone
         output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _scoring_params(cached: bool) -> Any:
+    """vLLM's parameters to have the prompt's own tokens scored; `cached`: but for those in the prefix cache."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,  # the least that vLLM does
+        temperature=0.0,
+        prompt_logprobs=0,  # the prompt's tokens' alone
+        detokenize=False,  # of tokens from the cache vLLM hands out ids that mean nothing
+        skip_reading_prefix_cache=not cached,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -147,8 +147,8 @@ def all_finite(tensor: Tensor) -> bool:
 def damaged(path: Path, what: str) -> CorruptModuleError:
     """The error that says that a module's file is not what it was."""
     return CorruptModuleError(
-        f"{str(path)!r} {what}; expected the file as it was published. Run `hybridqa refresh --force` for its "
-        "document, or `hybridqa modules rollback MODULE` to an older version."
+        f"{str(path)!r} {what}; expected the file as it was written. Run `hybridqa refresh --force` for its "
+        "document, `hybridqa modules rollback MODULE` to an older version, or import it again."
     )
 
 

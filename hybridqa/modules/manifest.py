@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from hybridqa.errors import CorruptModuleError
 from hybridqa.files import atomic_write_text, sha256_file
 from hybridqa.modules.adapter import CONFIG_FILE, WEIGHTS_FILE, damaged
 from hybridqa.modules.folders import known_sha256
+from hybridqa.types import ModuleKind
 
 MANIFEST_FILE = "manifest.json"
 
@@ -29,7 +30,8 @@ class Manifest(BaseModel):
     module_id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")  # a safe file name
     version: int = Field(default=0, ge=0)  # 0 until it is published
     collection: str = Field(min_length=1)
-    documents: dict[str, str] = Field(min_length=1)  # doc_id → content_hash that it was distilled from
+    kind: ModuleKind = ModuleKind.DOCUMENT
+    documents: dict[str, str] = Field(default_factory=dict)  # doc_id → content_hash that it was distilled from
     base_model: str  # what its user called it
     base_model_hash: str = Field(min_length=1)
     rank: int = Field(ge=1)
@@ -41,8 +43,20 @@ class Manifest(BaseModel):
     hardware: dict[str, Any] = Field(default_factory=dict)
     commit: str | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)  # the gate's report
+    module_weights: dict[str, FiniteFloat] | None = None  # of an extractor: documents' modules' beside it, by layer
+    serves: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of an extractor: passages, modules and prompt it was made for
     files: dict[str, str] = Field(default_factory=dict)  # file name → sha256 hex; filled by `write_manifest`
     created_at: str = ""  # ISO 8601, UTC
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.kind is ModuleKind.DOCUMENT and not self.documents:
+            raise ValueError("a module of kind 'document' covers no document; expected one or more in 'documents'")
+        if self.kind is not ModuleKind.EXTRACTOR and self.module_weights is not None:
+            raise ValueError(f"'module_weights' is given for kind '{self.kind}'; expected it for 'extractor' alone")
+        return self
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -63,10 +77,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(path, f"cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "its fields together"
         raise CorruptModuleError(
             f"{str(path)!r} is no manifest of format 1: {where!r}: {first['msg']}. If a newer hybridqa wrote it, "
-            "upgrade with `pip install -U hybridqa`; otherwise run `hybridqa refresh --force` for its document."
+            "upgrade with `pip install -U hybridqa`; otherwise run `hybridqa refresh --force` for its document, or "
+            "`hybridqa modules import` for a module of another kind."
         ) from error
 
 

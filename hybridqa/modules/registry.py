@@ -56,7 +56,8 @@ class ModuleRegistry:
 
         The files are copied; the staged folder is removed once the version stands. Raises `BaseModelMismatchError`,
         `UnsupportedAdapterError`, `CorruptModuleError`, `DocumentNotFoundError` when the document has been removed
-        meanwhile, and `StorageFullError`; after an error the registry is as it was.
+        meanwhile, `InputError` when the id belongs to a module of another kind, and `StorageFullError`; after an error
+        the registry is as it was.
         """
         self._check_base_model(f"{manifest.module_id}, staged in {str(staged_folder)!r},", manifest.base_model_hash)
         adapter = read_adapter(staged_folder)
@@ -64,7 +65,7 @@ class ModuleRegistry:
         if adapter.rank != manifest.rank:
             raise CorruptModuleError(
                 f"the module staged in {str(staged_folder)!r} has rank {adapter.rank}, its manifest says "
-                f"{manifest.rank}; expected the same. Run `hybridqa refresh` again."
+                f"{manifest.rank}; expected the same. Make the module again."
             )
         with self._alone():
             version = self._catalog.next_module_version(manifest.collection, manifest.module_id)
@@ -111,12 +112,17 @@ class ModuleRegistry:
         self._check_base_model(module.name, module.base_model_hash)
         manifest = read_manifest(module.path)
         self._check_base_model(module.name, manifest.base_model_hash)
-        said = (manifest.module_id, manifest.version, manifest.collection, manifest.documents, manifest.rank)
-        if said != (module.module_id, module.version, module.collection, dict(module.documents), module.rank):
+        said = (
+            manifest.module_id, manifest.version, manifest.collection, manifest.documents, manifest.rank, manifest.kind
+        )  # fmt: skip
+        known = (
+            module.module_id, module.version, module.collection, dict(module.documents), module.rank, module.kind
+        )  # fmt: skip
+        if said != known:
             raise CorruptModuleError(
                 f"module {module.name!r} of collection {module.collection!r} has the manifest of "
                 f"'{manifest.module_id}@{manifest.version}' of {manifest.collection!r} or one that disagrees with the "
-                "catalog; expected its own. Run `hybridqa refresh --force` for its document."
+                "catalog; expected its own. Run `hybridqa refresh --force` for its document, or import it again."
             )
         check_files(module.path, manifest)
 
@@ -185,6 +191,7 @@ class ModuleRegistry:
             current=False,
             created_at=manifest.created_at,
             metrics=manifest.metrics,
+            kind=manifest.kind,
         )
 
     def _choose(self, collection: str, module_id: str, versions: list[Module], version: int | None) -> Module:
@@ -212,8 +219,8 @@ class ModuleRegistry:
         if base_model_hash != self._base_model_hash:
             raise BaseModelMismatchError(
                 f"module {name!r} belongs to the base model {base_model_hash[:12]!r}; expected "
-                f"{self._base_model_hash[:12]!r}, the one in use. Set `model` in hybridqa.toml back, or run "
-                "`hybridqa refresh` to distil for this one."
+                f"{self._base_model_hash[:12]!r}, the one in use. Set `model` in hybridqa.toml back, or make "
+                "one for this base model (`hybridqa refresh` does, for documents)."
             )
 
     def _folder(self, collection: str, module_id: str, version: int) -> Path:

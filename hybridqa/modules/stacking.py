@@ -25,12 +25,12 @@ from hybridqa.modules.adapter import (
     read_adapter,
 )
 from hybridqa.modules.folders import full_storage_named
+from hybridqa.types import Weight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Weight = float | Mapping[str, float]  # one for the whole adapter, or one for each layer that it targets, by name
 _TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 

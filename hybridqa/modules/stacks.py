@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -18,21 +17,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from hybridqa.engine.protocol import Adapter
-from hybridqa.errors import CorruptModuleError, RankLimitError
-from hybridqa.files import TEMP_SUFFIX, atomic_dir, fsync_dir, sha256_file
-from hybridqa.modules.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from hybridqa.errors import RankLimitError
+from hybridqa.files import TEMP_SUFFIX, atomic_dir, fsync_dir
+from hybridqa.modules.adapter import CONFIG_FILE, WEIGHTS_FILE
 from hybridqa.modules.folders import full_storage_named, known_sha256, remove_folder, remove_unfinished
-from hybridqa.modules.manifest import check_files, read_manifest
-from hybridqa.modules.stacking import compose_into
+from hybridqa.modules.stack_parts import RECORD_FILE, StackPart, parts_of, read_record, stack_name, write_stack
 from hybridqa.types import Module, ModuleChoice
 
 log = logging.getLogger(__name__)
-RECORD_FILE = "stack.json"
 DOOMED_FILE = "doomed"  # in a stack that holds a removed module: to be deleted as soon as nobody holds it
 LOCKS = ".locks"
 _FILES = (
@@ -67,23 +63,25 @@ class StackCache:
     def stack(self, choices: Sequence[ModuleChoice], max_rank: int) -> Adapter | None:
         """One adapter for all the choices, composed now or before; None when no choice has a weight other than 0.
 
+        A weight may be a mapping from the names of layers; one that it does not name has 1.0, one that the module does
+        not have is passed over.
+
         Its folder stays until `release`. Raises `RankLimitError`, `CorruptModuleError`, `UnsupportedAdapterError`,
         `BaseModelMismatchError`, `StorageFullError`.
         """
-        kept = [choice for choice in choices if choice.weight != 0.0]
-        if not kept:
+        parts = parts_of(choices)
+        if not parts:
             return None
-        parts = sorted((_part(choice) for choice in kept), key=lambda part: json.dumps(part, sort_keys=True))
-        name = f"stack-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}"
+        name = stack_name(parts)
         adapter = self._lease_again(name)
         if adapter is None:
             with self._alone(name):
-                adapter = self._whole(name) or self._make(name, kept, parts, max_rank)
+                adapter = self._whole(name) or self._make(name, parts, max_rank)
                 self._lease(adapter)
             self._trim()
         if adapter.rank > max_rank:
             raise RankLimitError(
-                f"stack {name!r} of {', '.join(repr(choice.module.name) for choice in kept)} has rank {adapter.rank}; "
+                f"stack {name!r} of {', '.join(repr(part.module.name) for part in parts)} has rank {adapter.rank}; "
                 f"expected at most {max_rank}. Plug in fewer modules, or raise max_lora_rank in hybridqa.toml."
             )
         with suppress(OSError):
@@ -171,7 +169,7 @@ class StackCache:
     def _whole(self, name: str) -> Adapter | None:
         """The stack, when its folder is there and its files are those that its record vouches for."""
         folder = self._directory / name
-        record = _read_record(folder)
+        record = read_record(folder)
         if record is None or record["name"] != name:
             return None
         try:
@@ -183,7 +181,7 @@ class StackCache:
             return None
         return Adapter(name, folder, record["rank"])
 
-    def _make(self, name: str, choices: Sequence[ModuleChoice], parts: list[dict[str, Any]], max_rank: int) -> Adapter:
+    def _make(self, name: str, parts: Sequence[StackPart], max_rank: int) -> Adapter:
         """Composes the stack into a new folder, or mends the files of a damaged one, which others may be holding."""
         folder = self._directory / name
         remove_unfinished(folder)
@@ -192,10 +190,10 @@ class StackCache:
         with full_storage_named(folder):
             if not folder.exists():
                 with atomic_dir(folder) as target:
-                    rank = _write(target, name, choices, parts, max_rank)
+                    rank = write_stack(target, name, parts, max_rank)
                 return Adapter(name, folder, rank)
             with TemporaryDirectory(prefix=f".{name}.", suffix=TEMP_SUFFIX, dir=self._directory) as temporary:
-                rank = _write(Path(temporary), name, choices, parts, max_rank)
+                rank = write_stack(Path(temporary), name, parts, max_rank)
                 for file in _FILES:
                     descriptor = os.open(Path(temporary, file), os.O_RDONLY)
                     os.fsync(descriptor)
@@ -206,7 +204,7 @@ class StackCache:
 
     def _doom(self, is_doomed: Callable[[set[str]], bool]) -> list[str]:
         for folder in self._folders():
-            record = _read_record(folder)
+            record = read_record(folder)
             if record is None or is_doomed({part["module"] for part in record["parts"]}):
                 with suppress(FileNotFoundError):
                     (folder / DOOMED_FILE).touch()
@@ -248,43 +246,6 @@ class StackCache:
             final = self._directory / f"stack-{path.name.split('-')[1].split('.')[0]}"
             with suppress(Timeout), self._alone(final.name, timeout=0):
                 remove_unfinished(final)
-
-
-def _part(choice: ModuleChoice) -> dict[str, Any]:
-    """What a stack's name says of one of its modules; the files' hashes come from the manifest."""
-    module = choice.module
-    files = read_manifest(module.path).files
-    try:
-        hashes = {name: files[name] for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    except KeyError as error:
-        raise CorruptModuleError(
-            f"the manifest of module {module.name!r} does not vouch for {error}; expected the hash of each file. "
-            "Run `hybridqa refresh --force` for its document."
-        ) from error
-    return {"module": module.name, "files": hashes, "weight": float(choice.weight)}
-
-
-def _write(folder: Path, name: str, choices: Sequence[ModuleChoice], parts: list[dict[str, Any]], max_rank: int) -> int:
-    """Composes into `folder` and writes the record of what was composed."""
-    for choice in choices:
-        check_files(choice.module.path, read_manifest(choice.module.path))
-    adapters = [(read_adapter(choice.module.path), choice.weight) for choice in choices]
-    rank = compose_into(folder, adapters, max_rank=max_rank)
-    files = {file: sha256_file(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
-    record = {"format": 1, "name": name, "rank": rank, "parts": parts, "files": files}
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return rank
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a stack; None when it is missing or damaged."""
-    try:
-        record = json.loads((folder / RECORD_FILE).read_bytes())
-        if record["format"] == 1 and isinstance(record["rank"], int) and isinstance(record["files"], dict):
-            return {**record, "parts": [{"module": str(part["module"])} for part in record["parts"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
 
 
 def _size(folder: Path) -> int:

@@ -1,8 +1,8 @@
 """Decides what answers a question: which of the passages found, and which modules with them.
 
 Knows nothing about how passages were found, adapters are stacked or prompts are written. Invariant: a module that is
-not current, published, fresh, of this base model and of the question's collection is never chosen, and neither is one
-whose documents the passages do not speak for.
+not a document's, current, published, fresh, of this base model and of the question's collection is never chosen, and
+neither is one whose documents the passages do not speak for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hybridqa.catalog import Catalog
 from hybridqa.routing.evidence import evidence_for
-from hybridqa.types import Mode, Module, ModuleChoice, Route, ScoredPassage
+from hybridqa.types import Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
 WEIGHT = 1.0  # of every module: a weight that moved with the question would make a new stack for each
 
@@ -47,10 +47,12 @@ class Router:
         mode: Mode,
         collection: str,
         modules: int | None = None,
+        max_rank: int | None = None,
     ) -> Route:
         """The route of a question in a mode, from the passages that a search in `collection` found.
 
-        `modules` says how many there may be for this question, instead of the router's own number.
+        `modules` says how many there may be for this question and `max_rank` what their ranks may sum to, instead of
+        the router's own numbers.
         """
         if mode is Mode.CLOSED:
             return Route(mode, reason="closed: the base model's memory alone")
@@ -62,7 +64,9 @@ class Router:
             reasons.append(f"{_count(len(kept), 'passage')} of {_count(documents, 'document')}")
         chosen: tuple[ModuleChoice, ...] = ()
         if mode is not Mode.RETRIEVAL:
-            chosen, why = self._choose(question, near, collection, self._modules if modules is None else modules)
+            limit = self._modules if modules is None else modules
+            room = self._max_rank if max_rank is None else max_rank
+            chosen, why = self._choose(question, near, collection, limit, room)
             reasons.append(why)
         return Route(mode, kept, chosen, "; ".join(reasons))
 
@@ -72,9 +76,9 @@ class Router:
         return found.dense is None or found.dense >= self._passage_threshold
 
     def _choose(
-        self, question: str, passages: Sequence[ScoredPassage], collection: str, limit: int
+        self, question: str, passages: Sequence[ScoredPassage], collection: str, limit: int, room: int
     ) -> tuple[tuple[ModuleChoice, ...], str]:
-        """The modules, at most `limit`, strongest evidence first, and why these."""
+        """The modules, at most `limit` and with ranks that sum to at most `room`, strongest evidence first, and why."""
         if limit == 0:
             return (), "no module: modules are switched off"
         if not passages:
@@ -99,15 +103,22 @@ class Router:
                 f"no module: the best, {best.module.name!r}, has evidence {best.evidence:.2f} "
                 f"below {self._module_threshold:.2f}"
             )
-        chosen = self._within_rank(on_topic[:limit])
+        chosen = _within_rank(on_topic[:limit], room)
         if not chosen:
-            return (), f"no module: {on_topic[0].module.name!r} has a rank over {self._max_rank}"
+            beside = "" if room == self._max_rank else " that plug-ins and extractor leave"
+            return (), f"no module: {on_topic[0].module.name!r} has a rank over the {room}{beside}"
         named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)
         return tuple(chosen), f"{'module' if len(chosen) == 1 else 'modules'} {named}"
 
     def _usable(self, modules: Sequence[Module], collection: str) -> list[Module]:
         """Those of the collection and this base model whose documents are all as they were when it was distilled."""
-        modules = [m for m in modules if m.collection == collection and m.base_model_hash == self._base_model_hash]
+        modules = [
+            module
+            for module in modules
+            if module.kind is ModuleKind.DOCUMENT
+            and module.collection == collection
+            and module.base_model_hash == self._base_model_hash
+        ]
         covered = sorted({doc_id for module in modules for doc_id in module.documents})
         hashes = self._catalog.document_hashes(collection, covered)
         return [
@@ -116,12 +127,13 @@ class Router:
             if module.documents and all(hashes.get(doc_id) == known for doc_id, known in module.documents.items())
         ]
 
-    def _within_rank(self, choices: Sequence[ModuleChoice]) -> list[ModuleChoice]:
-        """The choices without the weakest ones that make their ranks sum past what the engine takes."""
-        kept = list(choices)
-        while sum(choice.module.rank for choice in kept) > self._max_rank:
-            kept.pop()
-        return kept
+
+def _within_rank(choices: Sequence[ModuleChoice], room: int) -> list[ModuleChoice]:
+    """The choices without the weakest ones that make their ranks sum past what there is room for."""
+    kept = list(choices)
+    while sum(choice.module.rank for choice in kept) > room:
+        kept.pop()
+    return kept
 
 
 def _count(number: int, noun: str) -> str:

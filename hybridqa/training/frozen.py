@@ -27,12 +27,17 @@ def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
     raise TrainingError(f"no list of {count} decoder layers in {type(model).__name__!r}; train with first_layer = 0.")
 
 
-def linear_names(model: Any) -> list[str]:
-    """The last name parts of all linear maps inside the decoder layers: what an adapter targets."""
+def is_linear(part: nn.Module) -> bool:
+    """Whether a module is a linear map that LoRA can stand beside."""
     from transformers.pytorch_utils import Conv1D
 
+    return isinstance(part, nn.Linear | Conv1D)
+
+
+def linear_names(model: Any) -> list[str]:
+    """The last name parts of all linear maps inside the decoder layers: what an adapter targets."""
     layers = decoder_layers(model, model.config.get_text_config().num_hidden_layers)
-    names = {name.rpartition(".")[2] for name, part in layers.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    names = {name.rpartition(".")[2] for name, part in layers.named_modules() if is_linear(part)}
     if not names:
         raise TrainingError(f"no linear maps in the layers of {type(model).__name__!r}; LoRA has nothing to adapt.")
     return sorted(names)

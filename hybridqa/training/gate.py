@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2000
+from hybridqa.evaluation.statistics import mean_interval
+
 MIN_QUESTIONS = 4  # fewer held-out questions say nothing
 
 
@@ -60,10 +61,8 @@ class GateReport:
 
 def paired_interval(differences: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """The 95% percentile interval of the mean of `differences`, by bootstrap."""
-    values_N = np.asarray(differences, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(values_N), size=(RESAMPLES, len(values_N)))
-    low, high = np.percentile(values_N[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    interval = mean_interval(differences, seed=seed)
+    return interval.low, interval.high
 
 
 def judge(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridqa.catalog import Catalog
-from hybridqa.types import ModuleStatus
+from hybridqa.types import ModuleKind, ModuleStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,11 @@ class RefreshReport:
 def module_state(catalog: Catalog, collection: str, doc_id: str) -> str:
     """'none', 'published', 'stale' or 'rejected': what stands behind a document now."""
     digest = catalog.get_document(collection, doc_id).content_hash
-    modules = [module for module in catalog.list_modules(collection) if doc_id in module.documents]
+    modules = [
+        module
+        for module in catalog.list_modules(collection)
+        if module.kind is ModuleKind.DOCUMENT and doc_id in module.documents
+    ]
     current = [module for module in modules if module.current]
     if any(module.documents[doc_id] == digest for module in current):
         return "published"

@@ -32,12 +32,19 @@ class Pack:
 
     token_ids_T: Tensor
     positions_T: Tensor
-    allowed_T_T: Tensor  # bool: row may look at column
+    owners_T: Tensor  # whose each token is, by number; -1 for the prefix
     predicts_N: Tensor
     targets_N: Tensor
     lengths: tuple[int, ...]  # target tokens of each example, in order; sums to N
     keys: tuple[int, ...]  # each example's key, in order
     examples: tuple[Example, ...]
+
+    @property
+    def allowed_T_T(self) -> Tensor:
+        """bool: row may look at column. Made when asked for: it would be most of what a pack holds."""
+        causal_T_T = torch.ones(len(self), len(self), dtype=torch.bool).tril()
+        same_T_T = self.owners_T[:, None] == self.owners_T[None, :]
+        return causal_T_T & (same_T_T | (self.owners_T[None, :] == -1))
 
     def alone(self) -> list[Pack]:
         """The same examples, each in a row of its own; together they have the same targets in the same order."""
@@ -75,13 +82,10 @@ def pack(examples: Sequence[Example]) -> Pack:
         positions.extend(range(prefix, prefix + len(own)))
         owners.extend([owner] * len(own))
         tokens.extend(own)
-    owner_T = torch.tensor(owners)
-    causal_T_T = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
-    allowed_T_T = causal_T_T & ((owner_T[:, None] == owner_T[None, :]) | (owner_T[None, :] == -1))
     return Pack(
         torch.tensor(tokens),
         torch.tensor(positions),
-        allowed_T_T,
+        torch.tensor(owners),
         torch.tensor(predicts),
         torch.tensor(targets),
         tuple(len(item.target) for item in examples),

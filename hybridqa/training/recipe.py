@@ -1,4 +1,4 @@
-"""The recipe of a training run: plain numbers, all of them on record in the module's manifest.
+"""The recipe of a training run: plain numbers and names, all of them on record in the module's manifest.
 
 Knows nothing about torch. Invariant: two runs with equal recipes, examples and hardware give equal adapters.
 """
@@ -7,11 +7,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hybridqa.errors import ConfigError
+
+OBJECTIVES = ("dcd", "prompt-distillation", "next-token", "sft")
+KEPT = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How much each part of the loss counts.
+
+    With `trust`, each target token's teacher counts as much as it believes the token, and cross-entropy takes the rest:
+    a teacher that would have said something else than the document's words does not unteach them.
+    """
+
+    kl: float = 1.0
+    hidden: float = 1.0
+    cross_entropy: float = 0.0
+    trust: bool = False
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether any part asks what the teacher says."""
+        return bool(self.kl or self.hidden or self.trust)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what a training run does."""
+    """Everything that decides what a training run does. Raises `ConfigError` for a name that is none of those known."""
 
+    objective: str = "dcd"  # one of OBJECTIVES; `weights` says what each is
     rank: int = 16
     alpha: int = 32
     first_layer: float = 0.5  # share of the lowest layers that get no adapter
@@ -22,12 +47,37 @@ class Recipe:
     steps: int = 0
     pack_tokens: int = 208  # of a pack's examples, beside what their prompts share; as many as that, if it is more
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
-    top_k: int = 64
+    top_k: int = 64  # of the teacher's logits, the likeliest that are kept; 0: all
+    keep_dtype: str = "bfloat16"  # one of KEPT: what the teacher's hidden states are kept in
     temperature: float = 1.0
-    kl: float = 1.0
+    kl: float = 1.0  # this, `hidden`, `cross_entropy` and `trust` are dcd's; the other objectives have one part
     hidden: float = 1.0
     cross_entropy: float = 1.0
     trust: bool = True  # the teacher counts as far as it believes the target; cross-entropy takes the rest
     weight_decay: float = 0.0
+    first_round: float = 0.6  # share of the steps before the second round of examples is chosen, where there is one
+    distracted: float = 0.0  # share of the steps with another module plugged in, where there are others
     checkpoint_steps: int = 25
+    memory_mb: int = 4096  # of what is kept between steps; beyond it, it is kept in files
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("objective", OBJECTIVES), ("keep_dtype", KEPT)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"the recipe's {name} is {value!r}; expected one of {', '.join(map(repr, known))}. "
+                    f"Set `{name}` to one of them and run `hybridqa refresh` again."
+                )
+
+    def weights(self) -> Weights:
+        """What the loss is made of.
+
+        dcd: the parts as the recipe weighs them. prompt-distillation (arXiv 2412.14964): KL alone. next-token and sft:
+        cross-entropy alone, on all text and on answers; what is a target is the examples' matter.
+        """
+        if self.objective == "dcd":
+            return Weights(self.kl, self.hidden, self.cross_entropy, self.trust)
+        if self.objective == "prompt-distillation":
+            return Weights(kl=1.0, hidden=0.0)
+        return Weights(kl=0.0, hidden=0.0, cross_entropy=1.0)

@@ -31,7 +31,7 @@ from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshRepor
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Synthesiser
-from hybridqa.types import Module, ModuleStatus
+from hybridqa.types import Module, ModuleKind, ModuleStatus
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Refresher:
         """The recipe that the settings ask for."""
         settings = self._settings
         return Recipe(
+            objective=settings.objective,
             rank=settings.module_rank,
             alpha=settings.module_alpha,
             steps=settings.train_steps,
@@ -142,9 +143,8 @@ class Refresher:
     def _known(self, document: DocumentSummary, recipe: dict[str, Any]) -> RefreshOutcome | None:
         """The outcome of a document that needs no work: it has a fresh module, or this recipe failed on it before."""
         for module in reversed(self._catalog.list_modules(document.collection)):
-            if module.documents.get(document.doc_id) != document.content_hash:
-                continue
-            if module.base_model_hash != self._model.hash:
+            covers = module.documents.get(document.doc_id) == document.content_hash
+            if module.kind is not ModuleKind.DOCUMENT or not covers or module.base_model_hash != self._model.hash:
                 continue
             if module.current:
                 return self._outcome(document, module, "fresh", "its module is fresh")

@@ -8,34 +8,68 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hybridqa.errors import TrainingError
 from hybridqa.training.packing import Example, Pack, group, pack, shared_length
 from hybridqa.training.recipe import Recipe
 
 
-def schedule(students: Sequence[Sequence[Example]], recipe: Recipe) -> tuple[list[Pack], list[int]]:
-    """The packs of all examples, and which pack each step takes: every epoch all of them, in an order drawn anew.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A pack, and which of the lists of examples it is from."""
 
-    Raises `TrainingError` when there is no example.
-    """
-    rng = random.Random(recipe.seed)
-    packs: list[Pack] = []
-    for wording in students:
+    pack: Pack
+    group: int
+
+
+def rows_of(students: Sequence[Sequence[Example]], recipe: Recipe, *, first: int = 0) -> list[Row]:
+    """The packs of all examples; lists are numbered from `first`."""
+    rng = random.Random(recipe.seed + first)
+    rows: list[Row] = []
+    for place, wording in enumerate(students, first):
         examples = list(wording)
         rng.shuffle(examples)
         if examples:
             shared = shared_length([item.prompt for item in examples])
-            packs.extend(pack(part) for part in group(examples, shared + max(recipe.pack_tokens, shared)))
-    if not packs:
+            parts = group(examples, shared + max(recipe.pack_tokens, shared))
+            rows.extend(Row(pack(part), place) for part in parts)
+    return rows
+
+
+def steps_of(rows: Sequence[Row], recipe: Recipe) -> list[int]:
+    """Which row each step takes: every epoch all of them, in an order drawn anew.
+
+    Raises `TrainingError` when there is no row.
+    """
+    if not rows:
         raise TrainingError(
             "the document holds nothing to learn; expected at least one fact that can be asked for, or a summary. "
             "It goes on answering from its passages."
         )
-    steps = recipe.steps or max(1, round(recipe.epochs * len(packs)))
+    steps = recipe.steps or max(1, round(recipe.epochs * len(rows)))
+    return _epochs(range(len(rows)), steps, random.Random(recipe.seed))
+
+
+def second_plan(plan: Sequence[int], turn: int, old: int, new: int, seed: int) -> list[int]:
+    """The plan with rows `old` to `old + new` put into the steps from `turn` on: each of them once if there is room.
+
+    The other steps take the old rows, in an order drawn anew.
+    """
+    rest = len(plan) - turn
+    rng = random.Random(seed + 1)
+    added = _epochs(range(old, old + new), min(new, rest), rng) if new else []
+    kept = _epochs(range(old), rest - len(added), rng) if rest > len(added) else []
+    mixed = [*added, *kept]
+    rng.shuffle(mixed)
+    return [*plan[:turn], *mixed]
+
+
+def _epochs(places: Sequence[int], steps: int, rng: random.Random) -> list[int]:
+    """`steps` places, each as often as any other, give or take one."""
     plan: list[int] = []
     while len(plan) < steps:
-        order = list(range(len(packs)))
+        order = list(places)
         rng.shuffle(order)
         plan.extend(order)
-    return packs, plan[:steps]
+    return plan[:steps]

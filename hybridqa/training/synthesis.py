@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hybridqa.ingest.sentences import split_sentences
 from hybridqa.training.pairs import Fact, Pair, find_facts, held_out_pairs, restatements
 
 Generate = Callable[[Sequence[str], int, str], list[str]]  # prompts, most tokens, where to stop → continuations
@@ -26,6 +27,7 @@ _EXAMPLES = (
     ("Members of the Brookline club pay 45 euros a year.", "45 euros", "How much do members of the club pay?"),
 )
 _NUMBER_OR_NAME = re.compile(r"\d[\d.,]*\d|\d|\b[A-Z][\w’'-]+")
+_WHOLE = re.compile(r"(?:(?<!\d)[.!?…]|[。！？])[\"'”’»)]*$")  # "holds 1." may have gone on as "holds 1.7 litres"
 _CONTENT = re.compile(r"\w{4,}")
 
 
@@ -138,8 +140,11 @@ _QUESTION_WORDS = frozenset(
 def trimmed_summary(text: str) -> tuple[str, bool]:
     """The whole sentences of a continuation's first paragraph, and whether there is at least one."""
     paragraph = text.strip().split("\n\n")[0].strip()
-    end = max(paragraph.rfind(mark) for mark in ".!?。！？")
-    return paragraph[: end + 1], end > (20 if paragraph.isascii() else 10)
+    ends = [end for _, end in split_sentences(paragraph)]
+    if ends and not _WHOLE.search(paragraph):
+        ends.pop()
+    whole = paragraph[: ends[-1]] if ends else ""
+    return whole, len(whole) > (20 if paragraph.isascii() else 10)
 
 
 def unsupported(text: str, source: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains one LoRA adapter on packed examples against a teacher that has the document in its prompt.
+"""Trains LoRA adapters on packed examples against a teacher that has the document in its prompt.
 
 Knows nothing about documents, questions or stores: it gets examples as token ids. Invariant: the base model's weights
 never change, and a run resumed from a checkpoint takes the same steps as one that was never stopped.
@@ -6,99 +6,91 @@ never change, and a run resumed from a checkpoint takes the same steps as one th
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hybridqa.errors import TrainingError
-from hybridqa.files import atomic_write_bytes
-from hybridqa.training.checkpoint import load_checkpoint, save_checkpoint
+from hybridqa.training.fitting import fit
 from hybridqa.training.frozen import FrozenLayers, linear_names
-from hybridqa.training.objectives import (
-    TeacherTargets,
-    Weights,
-    concatenate,
-    distillation_loss,
-    split,
-    summarise_teacher,
-)
-from hybridqa.training.packing import (
-    Example,
-    Pack,
-    additive_mask,
-    group,
-    pack,
-    probe,
-    same_result,
-)
+from hybridqa.training.lora import Companion, LoraMaps
+from hybridqa.training.objectives import TeacherTargets, split, summarise_teacher
+from hybridqa.training.packing import Example, Pack, additive_mask, group, pack, probe, same_result
+from hybridqa.training.precision import faster_dtype
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.schedule import schedule
+from hybridqa.training.targets import KeptTargets, Teachers
 
 
 class Trainer:
     """Holds one base model and trains adapters on it, one at a time."""
 
-    def __init__(self, model_path: Path, *, device: str | None = None) -> None:
+    def __init__(self, model_path: Path, *, device: str | None = None, dtype: str = "float32") -> None:
+        """`dtype` is what the base model computes in: "float32", "bfloat16", or "auto" for what is faster here.
+
+        The adapter's own weights are float32 whatever it is.
+        """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.base: Any = _load(model_path, dtype)
+        self.dtype = faster_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
+        self.base: Any = _load(model_path, self.dtype)
         self.base.to(self.device).eval().requires_grad_(False)
+        self.layers: int = self.base.config.get_text_config().num_hidden_layers
         self.targets = linear_names(self.base)  # what an adapter sits on, such as "q_proj"
-        self.model: Any = None  # the peft model while an adapter is attached
+        self.maps: LoraMaps | None = None  # while an adapter is attached
         self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
         self._packs: bool | None = None  # whether a pack gives what its examples give alone; None: not yet seen
 
     # The adapter
 
-    def attach(self, recipe: Recipe) -> None:
+    def attach(self, recipe: Recipe, *, learn_weights: bool = False) -> None:
         """Puts a fresh adapter on the base model; its first output equals the base model's."""
-        from peft import LoraConfig, get_peft_model
-
         self.detach()
-        torch.manual_seed(recipe.seed)
-        layers = self.base.config.get_text_config().num_hidden_layers
-        first = min(int(layers * recipe.first_layer), layers - 1)
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            lora_dropout=0.0,
-            target_modules=self.targets,
-            layers_to_transform=list(range(first, layers)) if first else None,
+        first = min(int(self.layers * recipe.first_layer), self.layers - 1)
+        self.maps = LoraMaps(
+            self.base,
+            rank=recipe.rank,
+            alpha=recipe.alpha,
+            first_layer=first,
+            seed=recipe.seed,
+            learn_weights=learn_weights,
         )
-        self.model = get_peft_model(self.base, config, autocast_adapter_dtype=True)
-        self.model.eval()  # no dropout anywhere: the teacher and the student see the same network
         self._frozen = FrozenLayers(self.base, first) if first else None
 
     def detach(self) -> None:
         """Takes the adapter off again."""
-        if self.model is not None:
-            self.base = self.model.unload()
-            self.base.requires_grad_(False)
-            self.model = None
+        if self.maps is not None:
+            self.maps.remove()
+            self.maps = None
             self._frozen = None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's weights by name."""
-        if self.model is None:
-            return {}
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return dict(self.maps.parameters) if self.maps is not None else {}
+
+    def companion(self, folders: Sequence[Path]) -> Companion:
+        """Published adapters, to stand beside the attached one.
+
+        Raises `TrainingError`, `BaseModelMismatchError`, `CorruptModuleError`, `UnsupportedAdapterError`.
+        """
+        if self.maps is None:
+            raise TrainingError("no adapter is attached for another to stand beside; expected `attach` first.")
+        return self.maps.check(Companion.load(folders)).to(self.device, self.dtype)
 
     @contextmanager
-    def base_alone(self) -> Iterator[None]:
-        """Inside, the model answers without its adapter."""
-        if self.model is None:
+    def beside(self, companion: Companion | None, *, adapter: bool = True) -> Iterator[None]:
+        """Inside, `companion` answers with the model, and the adapter too unless `adapter` is false."""
+        if self.maps is None:
             yield
             return
-        with self.model.disable_adapter():
+        with self.maps.only(adapter=adapter, companion=companion):
             yield
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """A context inside which the model answers without any adapter."""
+        return self.beside(None, adapter=False)
 
     # Forward
 
@@ -123,6 +115,12 @@ class Trainer:
             return output.logits[0], None
         first = 1 + (self._frozen.count if self._frozen else 0)  # the first is the embedding output: no layer to match
         return output.logits[0], torch.stack([state[0, predicts_N] for state in output.hidden_states[first:]], dim=1)
+
+    def freezes(self, companion: Companion | None) -> bool:
+        """Whether the layers that `lower` runs say the same with `companion` there as without."""
+        if self.maps is None or self._frozen is None:
+            return False
+        return self.maps.lowest(companion) >= self._frozen.count
 
     def lower(self, row: Pack) -> Tensor | None:
         """What the layers without an adapter make of a pack, for `forward`; None when every layer has one."""
@@ -152,16 +150,24 @@ class Trainer:
         return same_result(alone_N_V, packed_N_V, self.base.dtype)
 
     def _run(self, row: Pack, **options: Any) -> Any:
-        model = self.model if self.model is not None else self.base
         if len(row.examples) > 1:  # one alone needs neither, and some families take neither
             options["position_ids"] = row.positions_T[None].to(self.device)
             options["attention_mask"] = additive_mask(row.allowed_T_T.to(self.device), self.base.dtype)
-        return model(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
+        return self.base(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
 
     def teach(
-        self, examples: Sequence[Example], recipe: Recipe, *, hidden: bool = True, tokens: int = 1024
+        self,
+        examples: Sequence[Example],
+        recipe: Recipe,
+        *,
+        hidden: bool = True,
+        tokens: int = 1024,
+        keep: KeptTargets | None = None,
     ) -> list[TeacherTargets]:
-        """The base model's targets for each example, whose prompts hold the document; in order."""
+        """The base model's targets for each example, whose prompts hold the document; in order.
+
+        With `keep` they are put there instead, under their examples' keys, and the list is empty.
+        """
         results: list[TeacherTargets] = []
         with torch.no_grad(), self.base_alone():
             for part in group(examples, tokens):
@@ -170,15 +176,32 @@ class Trainer:
                 if states_N_L_D is None:
                     states_N_L_D = logits_N_V.new_zeros((len(targets_N), 0, 0))
                 kept = summarise_teacher(
-                    logits_N_V, states_N_L_D, targets_N, top_k=recipe.top_k, temperature=recipe.temperature
+                    logits_N_V,
+                    states_N_L_D,
+                    targets_N,
+                    top_k=recipe.top_k,
+                    temperature=recipe.temperature,
+                    keep_dtype=getattr(torch, recipe.keep_dtype),
                 )
-                results.extend(split(kept, row.lengths))
+                pieces = split(kept, row.lengths)
+                if keep is None:
+                    results.extend(pieces)
+                else:
+                    for key, piece in zip(row.keys, pieces, strict=True):
+                        keep.put(key, piece)
         return results
 
-    def score(self, examples: Sequence[Example], *, adapter: bool = True, tokens: int = 1024) -> list[float]:
-        """Mean log-probability per target token of each example, in nats, with or without the adapter."""
+    def score(
+        self,
+        examples: Sequence[Example],
+        *,
+        adapter: bool = True,
+        companion: Companion | None = None,
+        tokens: int = 1024,
+    ) -> list[float]:
+        """Mean log-probability per target token of each example, in nats, with or without adapter and companion."""
         scores: list[float] = []
-        with torch.no_grad(), nullcontext() if adapter else self.base_alone():
+        with torch.no_grad(), self.beside(companion, adapter=adapter):
             for part in group(examples, tokens):
                 row = pack(part)
                 logits_N_V, _, targets_N = self.forward(row, hidden=False)
@@ -204,84 +227,33 @@ class Trainer:
     def fit(
         self,
         students: Sequence[Sequence[Example]],
-        teachers: Sequence[TeacherTargets],
+        teachers: Teachers,
         recipe: Recipe,
         *,
+        companions: Sequence[Companion | None] = (),
+        distractors: Sequence[Companion] = (),
+        more: Callable[[], Sequence[Sequence[Example]]] | None = None,
         checkpoint: Path | None = None,
         on_step: Callable[[int, int, float], None] | None = None,
     ) -> dict[str, float]:
-        """Trains the attached adapter and says how it went: steps, seconds, last loss.
-
-        `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` indexes
-        `teachers`.
-        With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
-        Raises `TrainingError` when there is no example, or the loss is no number.
-        """
-        weights = Weights(recipe.kl, recipe.hidden, recipe.cross_entropy, recipe.trust)
-        packs, plan = schedule(students, recipe)
-        lowers: dict[int, Tensor | None] = {}
-        adapter = self.parameters()
-        rates = {"lora_A": recipe.learning_rate, "lora_B": recipe.learning_rate * recipe.b_ratio}
-        optimiser = torch.optim.AdamW(
-            [
-                {"params": [weight for name, weight in adapter.items() if side in name], "lr": rate, "full_rate": rate}
-                for side, rate in rates.items()
-            ],
-            weight_decay=recipe.weight_decay,
-            betas=(0.9, 0.95),
+        """Trains the attached adapter; see `hybridqa.training.fitting.fit`."""
+        return fit(
+            self,
+            students,
+            teachers,
+            recipe,
+            companions=companions,
+            distractors=distractors,
+            more=more,
+            checkpoint=checkpoint,
+            on_step=on_step,
         )
-        warmup = max(1, round(len(plan) * recipe.warmup))
-
-        def share(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, len(plan) - warmup)))
-
-        started = time.perf_counter()
-        first = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else 0
-        smoothed = float("nan")
-        for step in range(first, len(plan)):
-            row = packs[plan[step]]
-            if plan[step] not in lowers:
-                lowers[plan[step]] = self.lower(row)
-            teacher = concatenate([teachers[key] for key in row.keys]).to(self.device)
-            for part in optimiser.param_groups:
-                part["lr"] = part["full_rate"] * share(step)
-            logits_N_V, states_N_L_D, targets_N = self.forward(
-                row, hidden=weights.hidden > 0, lower_T_D=lowers[plan[step]]
-            )
-            loss = distillation_loss(
-                logits_N_V, states_N_L_D, targets_N, teacher, weights, temperature=recipe.temperature
-            )
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss became {value!r} at step {step}; expected a finite number. "
-                    "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(adapter.values(), 1.0)
-            optimiser.step()
-            smoothed = value if math.isnan(smoothed) else 0.9 * smoothed + 0.1 * value
-            if on_step is not None:
-                on_step(step + 1, len(plan), smoothed)
-            if checkpoint is not None and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < len(plan):
-                save_checkpoint(checkpoint, recipe, step + 1, len(plan), adapter, optimiser)
-        return {"steps": len(plan), "seconds": time.perf_counter() - started, "loss": smoothed}
 
     def save(self, folder: Path, base_model: str | None = None) -> None:
         """Writes the adapter as a PEFT folder for `base_model`, weights in bfloat16; rounds the attached ones alike."""
-        with torch.no_grad():
-            for weight in self.parameters().values():
-                weight.copy_(weight.to(torch.bfloat16).to(weight.dtype))
-        for config in self.model.peft_config.values():
-            config.base_model_name_or_path = base_model  # a name: a path would tell of this machine
-        self.model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        path = folder / "adapter_model.safetensors"
-        tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
-        atomic_write_bytes(path, save(tensors, metadata={"format": "pt"}))
+        if self.maps is None:
+            raise TrainingError("no adapter is attached that could be saved; expected `attach` and `fit` first.")
+        self.maps.save(folder, base_model, self.targets, self.layers)
 
 
 def _mean_logprobs(logits_N_V: Tensor, targets_N: Tensor, lengths: Sequence[int]) -> list[float]:

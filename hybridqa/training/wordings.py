@@ -1,7 +1,7 @@
 """The prompts that a pair is put into: the one that serves, and others, so that a module does not hang on one wording.
 
-Invariant: the first wording is exactly what the engine is asked in modules mode, and the teacher's prompt is what it is
-asked with the chunk as its source.
+And, for what is learned as plain text, the document's own words. Invariant: the first wording is exactly what the
+engine is asked in modules mode, and the teacher's prompt is what it is asked with the chunk as its source.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ def sourced_example(prompts: PromptBuilder, pair: Pair, key: int, lesson: Curric
     return Example(prompts.encode(messages_for(pair.question, [source])), prompts.encode_answer(pair.answer), key)
 
 
-def lessons(prompts: PromptBuilder, lesson: Curriculum, *, reading: float, seed: int) -> list[list[Example]]:
+def lesson_pairs(lesson: Curriculum, objective: str) -> tuple[Pair, ...]:
+    """The pairs that an objective learns from: prompt distillation those that were sampled, where any were."""
+    sampled: tuple[Pair, ...] = getattr(lesson, "sampled", ())
+    return (sampled if objective == "prompt-distillation" else ()) or lesson.pairs
+
+
+def lessons(
+    prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], *, reading: float, seed: int
+) -> list[list[Example]]:
     """The student's examples, in lists whose prompts begin alike: a list for each wording, and one for each chunk.
 
     Every pair is asked without its document. A share of them, `reading`, is asked with its chunk as well: a module that
@@ -40,12 +48,26 @@ def lessons(prompts: PromptBuilder, lesson: Curriculum, *, reading: float, seed:
     closed: list[list[Example]] = [[] for _ in WORDINGS]
     sourced: list[list[Example]] = [[] for _ in lesson.chunks]
     rng = random.Random(seed)
-    for key, pair in enumerate(lesson.pairs):
+    for key, pair in enumerate(pairs):
         wording = key % len(WORDINGS)
         closed[wording].append(closed_example(prompts, pair, key, wording))
         if rng.random() < reading:
             sourced[pair.passage].append(sourced_example(prompts, pair, key, lesson))
     return [examples for examples in [*closed, *sourced] if examples]
+
+
+def text_examples(prompts: PromptBuilder, lesson: Curriculum, *, window: int) -> list[Example]:
+    """The document's chunks, each under its title, as text to continue, in rows of at most `window` (2 or more) tokens.
+
+    Every token but a text's first is a target, once: a row begins with the token that the row before it ended with.
+    A text has no teacher, and so no key.
+    """
+    examples = []
+    for chunk in lesson.chunks:
+        ids = prompts.encode_plain(f"{lesson.title}\n{chunk}" if lesson.title else chunk)
+        for first in range(0, len(ids) - 1, window - 1):
+            examples.append(Example(ids[first : first + 1], ids[first + 1 : first + window], -1))
+    return examples
 
 
 def contrasts(pairs: Sequence[Pair], *, most: int = 2, seed: int = 0) -> list[list[str]]:

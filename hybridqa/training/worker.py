@@ -23,13 +23,23 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
 from hybridqa.training.gate import GateReport, Scores, judge
 from hybridqa.training.lesson import Job
+from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
+from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import closed_example, contrasts, lessons, sourced_example
+from hybridqa.training.wordings import (
+    closed_example,
+    contrasts,
+    lesson_pairs,
+    lessons,
+    sourced_example,
+    text_examples,
+)
 
 READ_QUESTIONS = 8  # of the held-out ones, at most, are also asked with their chunk
+TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
 TEACHER_TOKENS = 1024  # of one packed row while the teacher reads: attention grows with the square
 
 
@@ -43,18 +53,16 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     job = Job.load(folder)
     recipe = Recipe(**job.recipe)
     lesson = job.curriculum
+    pairs = lesson_pairs(lesson, recipe.objective)
     started = time.perf_counter()
     trainer.attach(recipe)
-    students = lessons(prompts, lesson, reading=recipe.reading, seed=recipe.seed)
-    say(job=folder.name, stage="teach", step=0, total=len(lesson.pairs))
-    order = sorted(range(len(lesson.pairs)), key=lambda key: lesson.pairs[key].passage)  # a chunk is read once a row
-    taught_in_order = trainer.teach(
-        [sourced_example(prompts, lesson.pairs[key], key, lesson) for key in order],
-        recipe,
-        hidden=recipe.hidden > 0,
-        tokens=TEACHER_TOKENS,
-    )
-    teachers = [targets for _, targets in sorted(zip(order, taught_in_order, strict=True), key=lambda item: item[0])]
+    students = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
+    if recipe.objective == "next-token":
+        students.append(text_examples(prompts, lesson, window=min(job.max_model_len, TEXT_TOKENS)))
+    teachers: list[TeacherTargets] = []
+    if recipe.weights().need_teacher:
+        say(job=folder.name, stage="teach", step=0, total=len(pairs))
+        teachers = teach(trainer, prompts, lesson, pairs, recipe)
     taught = time.perf_counter()
     told = 0.0
 
@@ -72,7 +80,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     say(job=folder.name, stage="gate", step=0, total=1)
     report = judge_module(trainer, prompts, lesson.held_out, job)
     metrics["gate"] = report.as_dict()
-    metrics["synthesis"] = {"pairs": len(lesson.pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
+    metrics["synthesis"] = {"pairs": len(pairs), "held_out": len(lesson.held_out), "dropped": lesson.dropped}
     metrics["seconds"] = {
         "teacher": taught - started,
         "student": fitted - taught,
@@ -92,6 +100,20 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     atomic_write_text(folder / "result.json", json.dumps(result))
     trainer.detach()
     say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
+
+
+def teach(
+    trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
+) -> list[TeacherTargets]:
+    """The teacher's targets for each pair, in order."""
+    order = sorted(range(len(pairs)), key=lambda key: pairs[key].passage)  # a chunk is read once a row
+    targets = trainer.teach(
+        [sourced_example(prompts, pairs[key], key, lesson) for key in order],
+        recipe,
+        hidden=recipe.weights().hidden > 0,
+        tokens=TEACHER_TOKENS,
+    )
+    return [found for _, found in sorted(zip(order, targets, strict=True), key=lambda item: item[0])]
 
 
 def judge_module(trainer: Trainer, prompts: PromptBuilder, held_out: Sequence[Pair], job: Job) -> GateReport:

@@ -74,6 +74,36 @@ async def test_adapters_come_and_go(
     assert (await small.generate(PROMPT, SHORT)).text == plain.text
 
 
+async def test_a_score_is_the_sum_of_the_targets_log_probabilities(
+    small: ReferenceEngine, make_adapter: Any, tiny_model: ModelFolder, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    target = [7, 1200, 15]
+    model = AutoModelForCausalLM.from_pretrained(str(tiny_model.path), dtype=torch.float32)
+    want = 0.0
+    for place, token in enumerate(target):  # one token at a time: no shift to get wrong
+        logits_V = model(torch.tensor([PROMPT + target[:place]])).logits[0, -1]
+        want += float(logits_V.detach().log_softmax(-1)[token])
+    assert await small.score(PROMPT, target) == pytest.approx(want, abs=1e-4)
+    adapter = Adapter("scored", make_adapter(tmp_path / "a", tiny_model, strength=1.0), 8)
+    adapted = await small.score(PROMPT, target, adapter)
+    assert adapted != pytest.approx(want, abs=1e-2)
+    assert await small.score(PROMPT, target) == pytest.approx(want, abs=1e-4)
+    written = await small.generate(PROMPT, Sampling(max_tokens=1), adapter)
+    scores = [await small.score(PROMPT, [token], adapter) for token in range(40)]
+    assert max(scores) <= written.logprob + 1e-4  # greedy is the likeliest
+    with pytest.raises(QuestionError, match="empty"):
+        await small.score(PROMPT, [])
+    with pytest.raises(QuestionError, match="64"):
+        await small.score(PROMPT, [5] * 60)
+    with pytest.raises(QuestionError, match="vocabulary"):
+        await small.score(PROMPT, [10**6])
+    with pytest.raises(RankLimitError):
+        await small.score(PROMPT, target, Adapter("big", tmp_path, 17))
+
+
 async def test_errors_are_the_requests_own(small: ReferenceEngine, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="nowhere"):
         await small.generate(PROMPT, SHORT, Adapter("lost", tmp_path / "nowhere", 4))

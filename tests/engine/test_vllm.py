@@ -161,6 +161,38 @@ async def test_the_context_ends_an_answer_and_refuses_a_longer_prompt(engine: Vl
         await engine.generate([100], Sampling(max_tokens=0))
 
 
+async def test_scores_equal_the_reference_engines_whatever_is_cached(
+    engine: VllmEngine,
+    reference_engine: ReferenceEngine,
+    prompts: list[list[int]],
+    adapters: list[Adapter],
+    tokenizer: Any,
+) -> None:
+    long = tokenizer("The harbour of Oskvar freezes in winter. " * 20, add_special_tokens=False).input_ids
+    cases = [
+        ([*long, *ids], tokenizer(text, add_special_tokens=False).input_ids, adapter)
+        for ids, text in zip(prompts[:2], (" Paris", " Red, green and blue are three of them."), strict=True)
+        for adapter in (None, adapters[0])
+    ]
+    cases.append((prompts[0], long, None))  # a target over several blocks of the cache
+    cases.append((prompts[0], [*long[:-1], 5], None))  # and one that begins like it
+    want = [await reference_engine.score(*case) for case in cases]
+    assert len({round(value, 2) for value in want}) == len(cases)
+    fresh = [await engine.score(*case) for case in cases]
+    await asyncio.gather(*(engine.generate(ids, Sampling(max_tokens=2), adapter) for ids, _, adapter in cases))
+    cached = [await engine.score(*case) for case in cases]
+    mixed, *_ = await asyncio.gather(
+        asyncio.gather(*(engine.score(*case) for case in cases)),
+        *(engine.generate(ids, GREEDY, adapter) for ids, _, adapter in cases),
+    )
+    for case, *found in zip(cases, want, fresh, cached, mixed, strict=True):
+        assert found[1:] == pytest.approx([found[0]] * 3, abs=2e-3 * len(case[1]), rel=1e-3)
+    with pytest.raises(QuestionError, match="empty"):
+        await engine.score(prompts[0], [])
+    with pytest.raises(QuestionError, match="tokens"):
+        await engine.score(prompts[0], [5] * engine.max_model_len)
+
+
 async def unfinished(engine: VllmEngine) -> tuple[int, int]:
     """What vLLM still holds: by its front, and by its scheduler."""
 

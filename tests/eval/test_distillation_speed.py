@@ -151,16 +151,13 @@ def test_the_clock_leaves_out_what_is_paused() -> None:
     assert clock.seconds() < 0.1
 
 
-def test_every_way_can_be_switched_off_or_says_why_not(spec: dict[str, Any]) -> None:
+def test_every_way_can_be_switched_off(spec: dict[str, Any]) -> None:
     arms, speed = script("distillation_arms"), script("distillation_speed")
     found = {}
     for way, (_, changes) in speed.WAYS.items():
         recipe = {**RECIPE, **changes.get("recipe", {})}
-        try:
-            found[way] = arms.ablation({**spec, **changes, "recipe": recipe, "way": way, "pairs": 4, "repeats": 1})
-        except SystemExit as end:
-            found[way] = {"skipped": str(end)}
-    assert {way for way, made in found.items() if "skipped" in made} <= {"float32", "bfloat16"}
+        found[way] = arms.ablation({**spec, **changes, "recipe": recipe, "way": way, "pairs": 4, "repeats": 1})
+    assert all("skipped" not in made for made in found.values())
     whole = found["none"]
     assert whole["passes"] == pytest.approx(2.0, abs=0.5)
     assert found["packing"]["steps_per_pass"] > whole["steps_per_pass"]
@@ -209,6 +206,7 @@ def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
     assert speed.ratio([None])["mean"] is None
 
 
+@pytest.mark.slow
 def test_the_whole_measurement_runs(
     curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +242,7 @@ def test_the_whole_measurement_runs(
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_arm_is_a_process(spec: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps({**spec, "arm": "score"}), encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.routing.router import Router
-from hybridqa.types import Document, Mode, Module, ModuleStatus, Route, ScoredPassage
+from hybridqa.types import Document, Mode, Module, ModuleKind, ModuleStatus, Route, ScoredPassage
 
 QUESTION = "How does the fox jump?"
 TEXT = "The fox jumps over the hedge."
@@ -38,11 +38,12 @@ def publish(
     rank: int = 16,
     status: ModuleStatus = ModuleStatus.PUBLISHED,
     current: bool = True,
+    kind: ModuleKind = ModuleKind.DOCUMENT,
 ) -> None:
     version = catalog.next_module_version(collection, module_id)
     hashes = dict.fromkeys(documents, "h1")
     path = Path("modules") / module_id / str(version)
-    catalog.add_module(Module(module_id, version, collection, path, hashes, base, rank, status, False))
+    catalog.add_module(Module(module_id, version, collection, path, hashes, base, rank, status, False, kind=kind))
     if current:
         catalog.set_current(collection, module_id, version)
 
@@ -121,6 +122,8 @@ UNUSABLE: dict[str, Spoil] = {
     "out of service": lambda catalog: (publish(catalog, "m", ["a"]), catalog.set_current("c", "m", None))[0],
     "another's": lambda catalog: (put(catalog, "a", "other"), publish(catalog, "m", ["a"], collection="other"))[0],
     "of another document": lambda catalog: (put(catalog, "z"), publish(catalog, "m", ["z"]))[0],
+    "a plug-in": lambda catalog: publish(catalog, "m", ["a"], kind=ModuleKind.SCRATCHPAD),
+    "an extractor": lambda catalog: publish(catalog, "m", ["a"], kind=ModuleKind.EXTRACTOR),
     "too large": lambda catalog: publish(catalog, "m", ["a"], rank=128),
     "none": lambda catalog: None,
 }
@@ -164,6 +167,17 @@ def test_several_modules_come_strongest_first_within_number_and_rank(catalog: Ca
     assert names(route(catalog, passages, modules=2, **ample)) == ["b@1", "a@1"]
     assert names(route(catalog, passages, modules=3, module_threshold=0.0, max_rank=50)) == ["b@1", "a@1"]
     assert names(route(catalog, passages, modules=0)) == []
+
+
+def test_what_is_in_the_stack_already_leaves_less_room(catalog: Catalog) -> None:
+    for doc_id, rank in (("a", 16), ("b", 16)):
+        put(catalog, doc_id)
+        publish(catalog, doc_id, [doc_id], rank=rank)
+    passages = found(catalog, a=0.55, b=0.65)
+    router = Router(catalog, "base", modules=2, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
+    decided = [router.route(QUESTION, passages, Mode.HYBRID, "c", max_rank=room) for room in (None, 32, 31, 15, 0)]
+    assert [names(each) for each in decided] == [["b@1", "a@1"], ["b@1", "a@1"], ["b@1"], [], []]
+    assert "'b@1' has a rank over the 15 that plug-ins and extractor leave" in decided[3].reason
 
 
 def test_a_passage_below_the_threshold_is_no_evidence(catalog: Catalog) -> None:

@@ -86,6 +86,17 @@ def test_the_critic_of_questions(question: str, fault: str) -> None:
 def test_the_critic_of_summaries() -> None:
     assert trimmed_summary(" The kettle holds 1.7 litres. It is made in Osk") == ("The kettle holds 1.7 litres.", True)
     assert not trimmed_summary("The kettle holds")[1]
+    for cut in (
+        "The kettle of Oskvar holds 1.",
+        "The kettle of Oskvar holds 1.7 li",
+        "The kettle of Oskvar, says Dr. Ho",
+    ):
+        assert trimmed_summary(cut) == ("", False)
+    assert trimmed_summary("It holds water. It was made in 2031. It is") == (
+        "It holds water. It was made in 2031.",
+        True,
+    )
+    assert trimmed_summary("这个水壶能装一点七升的水。它是在奥") == ("这个水壶能装一点七升的水。", True)
     assert unsupported("The kettle costs 89 euros.", TEXT) == ""
     assert unsupported("The kettle costs 98 euros.", TEXT)
     assert unsupported("The kettle is made in Paris.", TEXT)

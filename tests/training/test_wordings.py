@@ -1,14 +1,23 @@
-"""The prompts that pairs are put into: every pair closed, a share with its chunk; and questions to tell knowing by."""
+"""What pairs and texts become: every pair closed, a share with its chunk; and questions to tell knowing by."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.packing import shared_length
 from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
-from hybridqa.training.wordings import contrasts, lessons
+from hybridqa.training.wordings import (
+    closed_example,
+    contrasts,
+    lesson_pairs,
+    lessons,
+    sourced_example,
+    text_examples,
+)
 
 PAIRS = tuple(
     Pair(f"How many litres does kettle number {number} of the {where} shelf hold?", f"{number} litres", "ask", part, 0)
@@ -20,7 +29,7 @@ LESSON = Curriculum("Kettles", ("The upper shelf.", "The lower shelf."), PAIRS, 
 
 def test_every_pair_is_asked_closed_and_a_share_with_its_chunk(tokenizer: Any) -> None:
     prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
-    lists = lessons(prompts, LESSON, reading=0.5, seed=0)
+    lists = lessons(prompts, LESSON, PAIRS, reading=0.5, seed=0)
     closed, sourced = lists[:2], lists[2:]
     assert sorted(example.key for examples in closed for example in examples) == list(range(len(PAIRS)))
     assert 8 <= sum(map(len, sourced)) <= 32 and len(sourced) == 2
@@ -29,8 +38,48 @@ def test_every_pair_is_asked_closed_and_a_share_with_its_chunk(tokenizer: Any) -
         assert shared_length([example.prompt for example in examples]) > shared_length(
             [example.prompt for example in closed[0]]
         )
-    assert lists == lessons(prompts, LESSON, reading=0.5, seed=0)
-    assert len(lessons(prompts, LESSON, reading=0.0, seed=0)) == 2
+    assert lists == lessons(prompts, LESSON, PAIRS, reading=0.5, seed=0)
+    assert len(lessons(prompts, LESSON, PAIRS, reading=0.0, seed=0)) == 2
+
+
+def test_prompt_and_answer_are_tokenised_apart_and_joined_by_ids(tokenizer: Any) -> None:
+    """Joined as text, a prompt's end could melt into the answer: teacher and student would have unlike targets."""
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None  # a prompt then ends with "Answer:", with nothing to part it from what follows
+    prompts = PromptBuilder(plain, max_model_len=512, context_tokens=300)
+    pair = Pair("Which sign does the upper shelf bear?", ":: 45 litres", "ask", 0, 0)
+    target = prompts.encode_answer(pair.answer)
+    examples = [*(closed_example(prompts, pair, 0, wording) for wording in (0, 1))]
+    examples.append(sourced_example(prompts, pair, 0, LESSON))
+    for example in examples:
+        assert example.target == target
+        whole = plain.decode(example.prompt) + pair.answer
+        assert (*example.prompt, *example.target[:-1]) != tuple(plain.encode(whole))  # what joining by text would give
+        assert plain.decode([*example.prompt, *example.target[:-1]]) == whole
+
+
+def test_a_text_is_learned_whole_in_rows_of_the_window(tokenizer: Any) -> None:
+    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
+    for window in (512, 7, 2):
+        for lesson in (LESSON, replace(LESSON, title="")):
+            rows = text_examples(prompts, lesson, window=window)
+            assert all(1 <= len(row.target) < window and len(row.prompt) == 1 for row in rows)
+            texts = [f"{lesson.title}\n{chunk}".lstrip() for chunk in lesson.chunks]
+            ids = [prompts.encode_plain(text) for text in texts]
+            assert [token for row in rows for token in row.target] == [token for text in ids for token in text[1:]]
+            before = [token for text in ids for token in text[:-1]]
+            assert [token for row in rows for token in (*row.prompt, *row.target[:-1])] == before
+    assert not text_examples(prompts, replace(LESSON, title="", chunks=("",)), window=512)
+
+
+def test_prompt_distillation_learns_from_what_was_sampled() -> None:
+    @dataclass(frozen=True)
+    class Sampled(Curriculum):
+        sampled: tuple[Pair, ...] = PAIRS[:3]
+
+    sampled = Sampled("Kettles", ("The upper shelf.",), PAIRS, (), {})
+    assert lesson_pairs(sampled, "prompt-distillation") == PAIRS[:3]
+    assert lesson_pairs(sampled, "dcd") == lesson_pairs(LESSON, "prompt-distillation") == PAIRS
 
 
 def test_wrong_questions_have_another_answer_of_the_same_kind() -> None:

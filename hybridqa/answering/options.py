@@ -1,0 +1,47 @@
+"""How a question is to be answered: the options of `ask`, and what is refused among them.
+
+Knows nothing about how any of them is followed. Invariant: a name that is no option is an error, never passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+from hybridqa.errors import QuestionError
+from hybridqa.types import Message, Mode
+
+
+class AskOptions(TypedDict, total=False):
+    """How a question is to be answered; each may be left out."""
+
+    collection: str  # whose documents; "default"
+    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
+    history: Sequence[Message]  # earlier turns of the conversation, oldest first
+    k: int | None  # passages in the prompt, at most; the setting `passages`
+    modules: int | None  # documents' modules in the stack, at most; the setting `modules`
+    plugins: Sequence[str] | None  # ids of the plug-ins in the stack, in place of those of the setting `plugins`
+    extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
+
+
+def check_options(names: Iterable[str]) -> None:
+    """Raises `TypeError` for a name that `AskOptions` has not: a misspelt `collection` must not mean the default's."""
+    known = AskOptions.__annotations__.keys()
+    if unknown := sorted(set(names) - known):
+        raise TypeError(
+            f"no option {', '.join(repr(name) for name in unknown)} of a question; expected some of {', '.join(known)}."
+        )
+
+
+def check_values(
+    question: str, k: int | None = None, modules: int | None = None, plugins: Sequence[str] | None = None
+) -> None:
+    """Raises `QuestionError` for values that no question can be answered with."""
+    if not isinstance(question, str) or not question.strip():
+        raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
+    if k is not None and k < 1:
+        raise QuestionError(f"k={k!r} passages cannot be used; expected 1 or more.")
+    if modules is not None and modules < 0:
+        raise QuestionError(f"modules={modules!r} cannot be used; expected 0 or more.")
+    if plugins is not None and (isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins)):
+        raise QuestionError(f"plugins={plugins!r} cannot be used; expected a list of ids such as ['house-style'].")

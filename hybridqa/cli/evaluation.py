@@ -1,0 +1,196 @@
+"""`eval`: measures on documents and questions with gold answers.
+
+Knows nothing about arms or metrics. Invariant: every option is checked before a model is loaded, and the report on
+standard output is the one that `--output` keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+
+from hybridqa.cli import output
+from hybridqa.cli.context import AsJson, command, options, quieten
+from hybridqa.errors import ConfigError
+
+app = typer.Typer(help="Measure on documents and questions with gold answers.", no_args_is_help=True)
+
+
+@app.callback()
+def measure() -> None:
+    """Measure on documents and questions with gold answers."""
+
+
+@app.command("grid")
+@command
+def grid(
+    context: typer.Context,
+    docs: Annotated[Path, typer.Option("--docs", help="Documents as JSON lines: doc_id, title, text.")],
+    questions: Annotated[
+        Path, typer.Option("--questions", help="Questions as JSON lines: qid, question, answers, doc_ids.")
+    ],
+    arms: Annotated[
+        str | None, typer.Option("--arms", help="Which arms, by name with commas; default: all that can be had.")
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            "--objectives",
+            help="What modules are trained by, the main one first; default: dcd,prompt-distillation,next-token.",
+        ),
+    ] = None,
+    extractor: Annotated[
+        Path | None, typer.Option("--extractor", help="Folder of a task extractor, for the arms with KE.")
+    ] = None,
+    extractor_rag: Annotated[
+        Path | None, typer.Option("--extractor-rag", help="One trained without modules, for RAG+KE.")
+    ] = None,
+    route: Annotated[
+        str, typer.Option("--route", help="Whose module: the gold document's ('gold'), or the 'router''s choice.")
+    ] = "gold",
+    passages: Annotated[
+        int | None, typer.Option("--passages", help="Retrieved passages in a prompt; default: the setting.")
+    ] = None,
+    compose: Annotated[
+        str | None, typer.Option("--compose", help="Sizes of stacks with one right module, such as 1,2,4,8.")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option("--documents", help="Ask about so many documents, chosen by seed; 0: all.")
+    ] = 0,
+    questions_per_document: Annotated[
+        int, typer.Option("--questions-per-document", help="At most so many of each, chosen by seed; 0: all.")
+    ] = 20,
+    max_answer_tokens: Annotated[int, typer.Option("--max-answer-tokens", help="Longest answer.")] = 32,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of choices and training; default: the setting.")] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Folder to work in and go on from; default: a new temporary one.")
+    ] = None,
+    report_file: Annotated[Path | None, typer.Option("--output", help="Write the JSON report here as well.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask questions with and without passages, modules and an extractor, and compare the answers.
+
+    Trains a module for each document and objective: minutes each on a CPU. A run that was stopped goes on where it was
+    when it is given the same --work.
+    """
+    quieten(options(context).debug)
+    from hybridqa.config import Settings
+    from hybridqa.evaluation.grid import run_grid
+    from hybridqa.evaluation.options import GridOptions, make_plan
+    from hybridqa.evaluation.report import make_report
+    from hybridqa.files import atomic_write_text
+
+    given = options(context)
+    wanted = GridOptions(
+        docs=docs,
+        questions=questions,
+        arms=_names(arms),
+        objectives=_names(objectives),
+        extractor=extractor,
+        extractor_rag=extractor_rag,
+        route=route,
+        passages=passages,
+        compose=_numbers(compose),
+        documents=documents,
+        questions_per_document=questions_per_document,
+        max_answer_tokens=max_answer_tokens,
+        seed=seed,
+    )
+    plan = make_plan(wanted, Settings.load(given.store, name=given.name))
+    if report_file is not None and (report_file.is_dir() or not report_file.absolute().parent.is_dir()):
+        raise ConfigError(f"--output is {str(report_file)!r}; expected a file in a folder that is there.")
+    if work is not None and work.exists() and not work.is_dir():
+        raise ConfigError(f"--work is {str(work)!r}, which is no folder; expected a folder, there or to be made.")
+    folder = work or Path(tempfile.mkdtemp(prefix="hybridqa-grid-"))
+    output.note(f"working in {folder}; --work {folder} goes on from there", style="dim")
+    with output.progress() as bar:
+        report = make_report(run_grid(plan, folder, _Line(bar).show))
+    if report_file is not None:
+        text = json.dumps(output.plain(report), indent=1, ensure_ascii=False, allow_nan=False)
+        atomic_write_text(report_file, text + "\n")
+    if as_json:
+        output.say_json(report)
+    else:
+        _show(report)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str | None) -> list[int]:
+    try:
+        return [int(name) for name in _names(text) or []]
+    except ValueError as error:
+        raise ConfigError(f"--compose is {text!r}; expected whole numbers with commas, such as 1,2,4.") from error
+
+
+class _Line:
+    """One line of progress; a plain line for each new stage where standard error is no terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def show(self, stage: str, step: int, total: int) -> None:
+        """Draws how far the work is."""
+        if not self._bar.console.is_terminal:
+            if stage != self._stage:
+                output.note(stage)
+        elif self._task is None:
+            self._task = self._bar.add_task(stage, completed=step, total=total or None)
+        else:
+            self._bar.update(self._task, description=stage, completed=step, total=total or None)
+        self._stage = stage
+
+
+def _show(report: dict[str, Any]) -> None:
+    from hybridqa.evaluation.report import MEASURES, cell
+
+    data = report["data"]
+    output.say(
+        f"{data['questions']['asked']} questions about {data['documents_asked_about']} of "
+        f"{data['documents']['count']} documents, {report['model']['name']}, seed {report['seed']}; "
+        "95% intervals by bootstrap over documents"
+    )
+    output.table(
+        ("arm", *MEASURES, "prompt tokens"),
+        (
+            [name, *(cell(arm[measure]) for measure in MEASURES), f"{arm['prompt_tokens']:.0f}"]
+            for name, arm in report["arms"].items()
+        ),
+    )
+    for title in ("differences", "recovered"):
+        rows = _differences(report) if title == "differences" else _recovered(report)
+        if rows:
+            output.say("")
+            output.table((title, *MEASURES), rows)
+    for objective, modules in report["modules"].items():
+        output.say(
+            f"modules by {objective}: {modules['passed']} of {modules['documents']} passed their gate"
+            + (f", {modules['seconds'].mean:.0f} s and {modules['mb'].mean:.1f} MB each" if modules["trained"] else "")
+        )
+    for name, reason in report["absent"].items():
+        output.note(f"{name} is not there: {reason}")
+
+
+def _differences(report: dict[str, Any]) -> list[list[str]]:
+    from hybridqa.evaluation.report import MEASURES, cell
+
+    return [[name, *(cell(row[measure]) for measure in MEASURES)] for name, row in report["differences"].items()]
+
+
+def _recovered(report: dict[str, Any]) -> list[list[str]]:
+    from hybridqa.evaluation.report import MEASURES, cell
+
+    return [
+        [f"{name} {kind}", *(cell(shares.get(measure)) for measure in MEASURES)]
+        for name, kinds in report["recovered"].items()
+        for kind, shares in kinds.items()
+    ]

@@ -1,0 +1,171 @@
+"""The training loop: which pack at which step, the optimiser, checkpoints.
+
+Knows nothing about documents or files but the checkpoint. Invariant: the steps of a run are decided by its examples and
+its recipe alone, so one that is taken up again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hybridqa.errors import TrainingError
+from hybridqa.training.checkpoint import load_checkpoint, save_checkpoint
+from hybridqa.training.kept import Kept
+from hybridqa.training.lora import Companion
+from hybridqa.training.objectives import concatenate, distillation_loss
+from hybridqa.training.packing import Example
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.schedule import Row, rows_of, second_plan, steps_of
+from hybridqa.training.targets import Teachers
+
+if TYPE_CHECKING:
+    from hybridqa.training.trainer import Trainer
+
+CLIP = 1.0  # the largest norm of a step's gradients
+
+
+def fit(
+    trainer: Trainer,
+    students: Sequence[Sequence[Example]],
+    teachers: Teachers,
+    recipe: Recipe,
+    *,
+    companions: Sequence[Companion | None] = (),
+    distractors: Sequence[Companion] = (),
+    more: Callable[[], Sequence[Sequence[Example]]] | None = None,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> dict[str, float]:
+    """Trains the attached adapter and says how it went: steps, seconds, last loss.
+
+    `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` finds its targets in
+    `teachers`. `companions[v]`, where given, answers beside the adapter in the packs of list v; `distractors` are
+    companions of which a share of the steps, `recipe.distracted`, draws one. `more` is called once, when
+    `recipe.first_round` of the steps are done, for examples to put into the rest.
+    With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
+    Raises `TrainingError` when there is no example, or the loss is no number.
+    """
+    rows = rows_of(students, recipe)
+    plan = steps_of(rows, recipe)
+    turn = round(len(plan) * recipe.first_round) if more is not None else len(plan)
+    adapter = trainer.parameters()
+    optimiser = _optimiser(adapter, recipe)
+    started = time.perf_counter()
+    first = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else 0
+    loss = _Smoothed()
+    spent = 0.0
+    with Kept(recipe.memory_mb * 1_000_000 // 2) as lowers:
+        step = first
+        while step < len(plan):
+            if more is not None and step >= turn:
+                added = rows_of(more(), recipe, first=len(students))
+                plan = second_plan(plan, turn, len(rows), len(added), recipe.seed)
+                rows, more = [*rows, *added], None
+            row = rows[plan[step]]
+            companion = _companion(row, step, companions, distractors, recipe)
+            for part in optimiser.param_groups:
+                part["lr"] = part["full_rate"] * _share(step, len(plan), recipe)
+            value = _step(trainer, row, plan[step], companion, teachers, recipe, lowers, optimiser)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value!r} at step {step}; expected a finite number. "
+                    "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
+                )
+            spent += len(row.pack)
+            loss.add(value)
+            step += 1
+            if on_step is not None:
+                on_step(step, len(plan), loss.value)
+            if checkpoint is not None and step % recipe.checkpoint_steps == 0 and step < len(plan):
+                save_checkpoint(checkpoint, recipe, step, len(plan), adapter, optimiser)
+    seconds = time.perf_counter() - started
+    return {"steps": len(plan), "seconds": seconds, "loss": loss.value, "tokens": spent}
+
+
+def _step(
+    trainer: Trainer,
+    row: Row,
+    place: int,
+    companion: Companion | None,
+    teachers: Teachers,
+    recipe: Recipe,
+    lowers: Kept,
+    optimiser: torch.optim.Optimizer,
+) -> float:
+    """One pack forth and back; its loss."""
+    weights = recipe.weights()
+    lower_T_D = None
+    if trainer.freezes(companion):
+        if place not in lowers:
+            lower_T_D = trainer.lower(row.pack)
+            if lower_T_D is not None:
+                lowers.put(place, {"lower": lower_T_D})
+        else:
+            lower_T_D = lowers.get(place)["lower"].to(trainer.device)
+    keys = row.pack.keys if weights.need_teacher else ()
+    teacher = concatenate([teachers[key] for key in keys]).to(trainer.device) if keys else None
+    with trainer.beside(companion):
+        logits_N_V, states_N_L_D, targets_N = trainer.forward(row.pack, hidden=weights.hidden > 0, lower_T_D=lower_T_D)
+        loss = distillation_loss(logits_N_V, states_N_L_D, targets_N, teacher, weights, temperature=recipe.temperature)
+        value = float(loss.detach())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_([weight for part in optimiser.param_groups for weight in part["params"]], CLIP)
+    optimiser.step()
+    return value
+
+
+def _companion(
+    row: Row,
+    step: int,
+    companions: Sequence[Companion | None],
+    distractors: Sequence[Companion],
+    recipe: Recipe,
+) -> Companion | None:
+    """What answers beside the adapter at a step."""
+    if row.group < len(companions) and companions[row.group] is not None:
+        return companions[row.group]
+    draw = random.Random(recipe.seed * 1_000_003 + step)  # of the step alone: a resumed run draws alike
+    if distractors and draw.random() < recipe.distracted:
+        return draw.choice(distractors)
+    return None
+
+
+def _optimiser(adapter: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with a rate for A, one for B, and B's for the numbers that weigh whole layers."""
+    rates = {"lora_A": recipe.learning_rate}
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, weight in adapter.items():
+        side = name.removesuffix(".weight").rpartition(".")[2]
+        groups.setdefault(rates.get(side, recipe.learning_rate * recipe.b_ratio), []).append(weight)
+    return torch.optim.AdamW(
+        [{"params": weights, "lr": rate, "full_rate": rate} for rate, weights in groups.items()],
+        weight_decay=recipe.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+
+
+def _share(step: int, steps: int, recipe: Recipe) -> float:
+    """Of the full rate: a linear warm-up, then half a cosine."""
+    warmup = max(1, round(steps * recipe.warmup))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class _Smoothed:
+    """A running mean of the loss."""
+
+    def __init__(self) -> None:
+        self.value = float("nan")
+
+    def add(self, value: float) -> None:
+        self.value = value if math.isnan(self.value) else 0.9 * self.value + 0.1 * value

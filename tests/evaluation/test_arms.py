@@ -1,0 +1,142 @@
+"""Arms: which there are, which are chosen, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridqa.config import Settings
+from hybridqa.errors import AdapterError, ConfigError, HybridQAError, InputError
+from hybridqa.evaluation.arms import all_arms, choose_arms, comparisons
+from hybridqa.evaluation.datasets import EvalQuestion
+from hybridqa.evaluation.gold import gold_chunk
+from hybridqa.evaluation.options import GridOptions, make_plan
+from hybridqa.models import ModelFolder
+
+OBJECTIVES = ("dcd", "next-token")
+
+
+def names_of(*args: Any, **options: Any) -> list[str]:
+    return [arm.name for arm in choose_arms(*args, **options)[0]]
+
+
+def test_every_arm_has_its_own_name_and_content() -> None:
+    arms = all_arms(OBJECTIVES, (1, 2))
+    assert len({arm.name for arm in arms}) == len(arms)
+    contents = [replace(arm, name="") for arm in arms]
+    assert len(set(contents)) == len(arms)
+    assert [arm.name for arm in arms if arm.closed_book] == ["KM:dcd", "KM:next-token", "KM×1", "KM×2", "KM+KE"]
+
+
+def test_arms_with_an_extractor_are_absent_without_one() -> None:
+    arms, absent = choose_arms(None, OBJECTIVES, (), extractor=False)
+    assert [arm.name for arm in arms] == ["closed", "KM:dcd", "KM:next-token", "RAG", "RAG+KM", "gold", "gold+KM"]
+    assert set(absent) == {"KE", "KM+KE", "RAG+KE", "RAG+KM+KE"}
+    assert all("--extractor" in reason for reason in absent.values())
+    assert not choose_arms(None, OBJECTIVES, (), extractor=True)[1]
+
+
+def test_arms_are_chosen_by_name() -> None:
+    assert names_of(["gold", "KM", "KMx2"], OBJECTIVES, (2,), extractor=False) == ["KM:dcd", "KM×2", "gold"]
+    for names, message in ((["KM:sft"], "'KM:sft' is unknown"), ([], "no arm"), (["KE"], "--extractor")):
+        with pytest.raises(ConfigError, match=message):
+            choose_arms(names, OBJECTIVES, (), extractor=False)
+    with pytest.raises(ConfigError, match="stack of 0"):
+        choose_arms(None, OBJECTIVES, (1, 0), extractor=False)
+
+
+def test_comparisons_are_of_arms_that_are_there() -> None:
+    arms = choose_arms(
+        ["closed", "KM:dcd", "KM:next-token", "RAG", "RAG+KM", "KM×2"], OBJECTIVES, (2,), extractor=False
+    )
+    assert comparisons(arms[0]) == [
+        ("KM:dcd", "closed"),
+        ("KM:next-token", "closed"),
+        ("KM:dcd", "KM:next-token"),
+        ("RAG", "closed"),
+        ("RAG+KM", "RAG"),
+    ]
+    everything = comparisons(choose_arms(None, OBJECTIVES, (1, 2, 4), extractor=True)[0])
+    assert {("RAG+KM+KE", "RAG+KE"), ("KM×4", "KM×1"), ("gold+KM", "gold")} <= set(everything)
+
+
+def test_the_gold_chunk_holds_an_answer() -> None:
+    chunks = ["Ann built the bridge over the river Tarn.", "The bridge was opened in 1931.", "In 1931 it rained."]
+    question = EvalQuestion("q", "When was the bridge over the river Tarn opened?", ("1931",), ("d",))
+    assert gold_chunk(question, chunks) == 1  # the first shares more words, and holds no answer
+    assert gold_chunk(replace(question, answers=("in spring",)), chunks) == 0
+    assert gold_chunk(replace(question, question="What fell?", answers=("rain that rained",)), chunks) == 2
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> GridOptions:
+    docs, questions = tmp_path / "d.jsonl", tmp_path / "q.jsonl"
+    docs.write_text("".join(json.dumps({"doc_id": name, "text": f"About {name}."}) + "\n" for name in "abc"))
+    lines = [
+        {"qid": f"{name}{n}", "question": "?", "answers": ["x"], "doc_ids": [name]} for name in "abc" for n in range(5)
+    ]
+    lines.append({"qid": "none", "question": "?", "answers": [], "doc_ids": [], "unanswerable": True})
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return GridOptions(docs, questions, objectives=("dcd",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objectives": ("magic",)}, "'magic' is unknown; expected some of dcd"),
+        ({"objectives": ()}, "no objective"),
+        ({"route": "best"}, "--route is 'best'; expected one of gold, router"),
+        ({"documents": -1}, "--documents is -1"),
+        ({"questions_per_document": -1}, "--questions-per-document"),
+        ({"max_answer_tokens": 0}, "--max-answer-tokens is 0; expected 1"),
+        ({"passages": 0}, "--passages is 0"),
+        ({"compose": (1, 4)}, "needs 4 documents with questions; 3"),
+        ({"extractor_rag": Path("x")}, "without --extractor"),
+        ({"extractor": Path("/no/such/folder")}, "/no/such/folder"),
+        ({"docs": Path("/no/such/file")}, "/no/such/file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: GridOptions, change: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, InputError, AdapterError), match=message) as caught:
+        make_plan(replace(options, **change), Settings())
+    assert isinstance(caught.value, HybridQAError)
+
+
+def test_a_plan_chooses_by_seed_and_makes_room_for_its_stacks(options: GridOptions) -> None:
+    plan = make_plan(replace(options, documents=2, questions_per_document=3, seed=1), Settings())
+    assert len(plan.doc_ids) == 2 and len(plan.questions) == 6 and len(plan.documents) == 3 and plan.left_out == 1
+    assert plan == make_plan(replace(options, documents=2, questions_per_document=3, seed=1), Settings())
+    assert plan.settings["max_lora_rank"] == 64 and plan.seed == plan.settings["seed"] == 1
+    assert plan.trained == ("dcd",)
+    assert make_plan(replace(options, arms=("closed", "RAG")), Settings()).trained == ()
+    wide = make_plan(replace(options, compose=(3,)), Settings(module_rank=40))
+    assert wide.settings["max_lora_rank"] == 128
+    with pytest.raises(ConfigError, match="rank 600"):
+        make_plan(replace(options, compose=(3,)), Settings(module_rank=200, max_lora_rank=256))
+
+
+def test_an_extractor_says_how_its_modules_weigh(
+    options: GridOptions, make_adapter: Callable[..., Path], tiny_model: ModelFolder, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "extractor", tiny_model, rank=4)
+    for manifest, message in (
+        (None, "no readable manifest.json"),
+        ({}, "'module_weights'"),
+        ({"module_weights": {"a": "x"}}, "numbers"),
+    ):
+        if manifest is not None:
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(AdapterError, match=message):
+            make_plan(replace(options, extractor=folder), Settings())
+    (folder / "manifest.json").write_text(json.dumps({"module_weights": {"a": 0.5}, "base_model_hash": "other"}))
+    extractor = make_plan(replace(options, extractor=folder), Settings()).extractor
+    assert extractor is not None
+    with pytest.raises(AdapterError, match="base model"):
+        extractor.check_base_model(tiny_model.hash)
+    with pytest.raises(AdapterError, match=r"no weight for layer 'model\.layers\.0"):
+        extractor.weight_of(extractor.adapter)
