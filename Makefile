@@ -1,11 +1,12 @@
 # make demo · make test          everything else is for people who work on hybridqa
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON := .venv/bin/python
+DOCUMENT ?= examples/corpus/lumen-kettle.md
 
-.PHONY: help install demo test test-slow lint format clean distclean
+.PHONY: help install demo test test-slow bench-distillation lint format clean distclean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 20
 
 install: ## make .venv and install hybridqa in it
 	@./install.sh
@@ -22,6 +23,10 @@ test: ## install what the tests need, then format check, lint, types and the tes
 test-slow: ## the tests that take minutes
 	@./install.sh dev
 	$(PYTHON) -m pytest -m slow
+
+bench-distillation: install ## an hour on a quiet machine: the trainer beside a plain one; DOCUMENT=FILE OPTIONS="..."
+	@$(PYTHON) -m hybridqa.models
+	$(PYTHON) eval/distillation_speed.py --document $(DOCUMENT) $(OPTIONS)
 
 lint: ## ruff and mypy; needs `./install.sh dev`
 	$(PYTHON) -m ruff format --check .

@@ -1,0 +1,441 @@
+"""Measures how much faster hybridqa's trainer reaches a held-out loss than a plain implementation of the same method.
+
+    python eval/distillation_speed.py --docs DOCS.jsonl --document ID [--words 300] [--seeds 0 1 2]
+    python eval/distillation_speed.py --document FILE            (a text, Markdown, HTML, PDF or DOCX file)
+    python eval/distillation_speed.py --curriculum CURRICULUM.json    (made before; needs no vLLM)
+
+One document, one curriculum, made once by hybridqa's own synthesis; its held-out questions are nobody's to learn.
+Then, one process after the other: the reference (`reference_recipe.py`) in several batch sizes and numeric types, of
+which the fastest is taken; the reference at several learning rates, of which the best on the held-out questions is
+taken (more are tried while the best is at the edge); then, for every seed, the reference, hybridqa, and hybridqa with
+the reference's objective (KL and hidden states alone: what engineering gives without the recipe); then hybridqa with
+each of its ways switched off. The held-out loss is computed in yet another process, by one function for all
+(`held_out_loss.py`). The machine must be quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hybridqa.config import Settings
+from hybridqa.files import atomic_write_text
+from hybridqa.models import ModelFolder, resolve_model
+from hybridqa.provenance import commit, hardware
+from hybridqa.training.recipe import Recipe
+
+HERE = Path(__file__).parent
+LEVELS = (1.0, 0.9, 0.75, 0.5)  # shares of what the reference gains over the base model
+SAME_PACE = 1.05  # of batch sizes that are about as fast, the smallest learns most from a pair
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's
+Result = dict[str, Any]
+
+TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned but what the reference learns
+    "hybridqa": {},
+    "same_objective": {
+        "objective": "dcd",
+        "kl": 1.0,
+        "hidden": 1.0,
+        "cross_entropy": 0.0,
+        "trust": False,
+        "temperature": 1.0,
+    },
+}
+
+WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spec of "ablation" needs for it
+    "none": ("nothing: as it trains", {}),
+    "kept answers": ("the teacher's answers are not kept: it reads the step's pairs anew", {}),
+    "shared chunk": ("the teacher reads the chunk once for each pair", {}),
+    "top-k": ("the teacher's whole vocabulary is kept", {"recipe": {"top_k": 0}}),
+    "packing": ("each example in a row and a step of its own", {}),
+    "lower layers": ("the layers below the adapter run at every step", {}),
+    "upper half": ("every layer has an adapter", {"recipe": {"first_layer": 0.0}}),
+    "logits": ("logits at all places", {}),
+    "float32": ("float32 throughout", {"dtype": "float32"}),
+    "bfloat16": ("bfloat16 asked for", {"dtype": "bfloat16"}),
+    "reading": ("no pair is also learned with its chunk (a cost, not a saving)", {"recipe": {"reading": 0.0}}),
+}
+NOT_SEPARABLE = {
+    "what a pass teaches": "LoRA+ rates, cross-entropy where the teacher doubts, several wordings: they change how "
+    "many passes are needed, not what one costs; see the passes, and whole runs with --recipe NAME=VALUE",
+    "stopping early": "it ends a run, it makes no pass cheaper; the curves show what a longer run would have given",
+    "adapter matmuls that do not upcast": "the trainer's own layers have no other way; peft's are in the reference",
+    "several documents in one batch": "one document is measured here",
+}
+
+
+def main() -> None:
+    """Runs every arm and writes the result, after each arm what there is so far."""
+    options = parse()
+    model = resolve_model(options.model, Settings().cache_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        print(table(Bench(options, model, Path(folder)).run()))
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, help='JSON lines of {"doc_id", "title", "text"}')
+    parser.add_argument("--document", help="a doc_id of --docs, or without it a file")
+    parser.add_argument("--words", type=int, default=300, help="of the document, whole sentences; 0: all of it")
+    parser.add_argument("--curriculum", type=Path, help="is read when it is there, else made and kept there")
+    parser.add_argument("--model", default=Settings().model)
+    parser.add_argument("--device", help="where both train; the GPU when there is one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--passes", type=float, default=6.0, help="of the reference over the pairs")
+    parser.add_argument("--steps", type=int, default=0, help="of the reference; when not 0, counts instead of --passes")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="the reference's, to try")
+    parser.add_argument("--batches", type=int, nargs="+", help="the reference's, to try; 4 8 16, on a GPU 8 16 32 64")
+    parser.add_argument("--dtypes", nargs="+", help="the reference's, to try; on a GPU bfloat16 alone")
+    parser.add_argument("--dtype", default="auto", help="hybridqa's")
+    parser.add_argument("--epochs", type=float, default=0.0, help="hybridqa's passes; 0: its own default")
+    parser.add_argument("--recipe", nargs="+", default=[], metavar="NAME=VALUE", help="changes to hybridqa's recipe")
+    parser.add_argument("--points", type=int, default=24, help="of each curve")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing that is no whole run")
+    parser.add_argument("--ablation-pairs", type=int, default=48, help="0: no ablation")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "distillation_speed.json")
+    options = parser.parse_args()
+    if options.document is None and (options.curriculum is None or not options.curriculum.is_file()):
+        parser.error("give --document (and --docs, when it is an id), or a --curriculum that is there")
+    return options
+
+
+def recipe_of(options: argparse.Namespace, seed: int) -> Result:
+    """hybridqa's own recipe, but for what was asked for."""
+    recipe = asdict(Recipe(seed=seed))
+    if options.epochs:
+        recipe["epochs"] = options.epochs
+    for change in options.recipe:
+        name, _, value = change.partition("=")
+        if name not in recipe:
+            sys.exit(f"no {name!r} in the recipe; expected one of {', '.join(recipe)}")
+        recipe[name] = value if isinstance(recipe[name], str) else json.loads(value.lower())
+    return recipe
+
+
+class Bench:
+    """The arms of one measurement, one process after the other, and what they gave."""
+
+    def __init__(self, options: argparse.Namespace, model: ModelFolder, folder: Path) -> None:
+        self._options = options
+        self._model = model
+        self._folder = folder
+        self._curriculum = options.curriculum or folder / "curriculum.json"
+        self._gpu = False
+        self._chosen: Result = {}
+        self.result: Result = {
+            "what": "seconds of training to the same held-out loss: a plain implementation and hybridqa's trainer",
+            "command": f"python eval/distillation_speed.py {' '.join(Path(word).name for word in sys.argv[1:])}",
+            "commit": commit(),
+            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "hardware": {**hardware(), "load": os.getloadavg()[0]},
+            "model": {"name": model.name, "hash": model.hash},
+            "seeds": options.seeds,
+        }
+
+    def run(self) -> Result:
+        """Everything, in order."""
+        self.make_curriculum()
+        self.choose_pace()
+        self.run_seeds()
+        if self._options.ablation_pairs:
+            self.ablate()
+        self.write(complete=True)
+        return self.result
+
+    def write(self, *, complete: bool = False) -> None:
+        """What there is so far."""
+        self.result["complete"] = complete
+        self._options.output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(self._options.output, json.dumps(self.result, indent=1) + "\n")
+
+    def _arm(self, arm: str, *, must: bool = True, **spec: Any) -> Result:
+        """One process. With `must`, its failure is the measurement's; else the result says why it was skipped."""
+        common = {
+            "arm": arm,
+            "model_path": str(self._model.path),
+            "device": self._options.device,
+            "curriculum": str(self._curriculum),
+        }
+        path = self._folder / "spec.json"
+        path.write_text(json.dumps({**common, **spec}), encoding="utf-8")
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        if arm != "curriculum":  # as hybridqa starts its trainer: threads that sleep between steps would slow it
+            environment.pop("OMP_WAIT_POLICY", None)
+        begun = time.perf_counter()
+        done = self._start(path, environment)
+        if done.returncode and must:
+            sys.exit(f"{arm}: {done.stderr}")
+        shown = ", ".join(str(spec[name]) for name in ("label", "way", "dtype") if name in spec)
+        sys.stderr.write(f"{arm} {shown}: {time.perf_counter() - begun:.0f} s\n")
+        if done.returncode:
+            return {"skipped": (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]}
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def _start(self, spec: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(HERE / "distillation_arms.py"), str(spec)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    def make_curriculum(self) -> None:
+        """Has the curriculum made where there is none."""
+        options = self._options
+        if not self._curriculum.is_file():
+            docs = str(options.docs) if options.docs else None
+            spec = {"model": options.model, "docs": docs, "document": options.document, "words": options.words}
+            self._arm("curriculum", seed=0, **spec)
+        text = self._curriculum.read_text(encoding="utf-8")
+        kept = json.loads(text)
+        if not kept["curriculum"]["pairs"] or not kept["curriculum"]["held_out"]:
+            sys.exit(f"the curriculum of {kept['about']} has no pairs or no held-out ones; expected a longer text")
+        self.result["curriculum"] = {
+            **kept["about"],
+            "chunks": len(kept["curriculum"]["chunks"]),
+            "pairs": len(kept["curriculum"]["pairs"]),
+            "held_out": len(kept["curriculum"]["held_out"]),
+            "hash": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def choose_pace(self) -> None:
+        """The reference's numeric type and batch size: the fastest per pair of those tried."""
+        options = self._options
+        gpu = options.device != "cpu" and has_gpu()
+        recipe = recipe_of(options, 0)
+        tried: dict[str, dict[str, float]] = {}
+        for dtype in options.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
+            batches = options.batches or ([8, 16, 32, 64] if gpu else [4, 8, 16])
+            spec = {"dtype": dtype, "batches": batches, "repeats": options.repeats}
+            made = self._arm("pace", rank=recipe["rank"], alpha=recipe["alpha"], **spec)
+            tried[dtype] = made["seconds_per_pair"]
+        dtype = min(tried, key=lambda name: min(tried[name].values()))
+        fastest = min(tried[dtype].values())
+        batch = min(int(size) for size, seconds in tried[dtype].items() if seconds <= SAME_PACE * fastest)
+        steps = options.steps or math.ceil(options.passes * self.result["curriculum"]["pairs"] / batch)
+        self._chosen = {"dtype": dtype, "batch": batch, "steps": steps}
+        self._chosen |= {"rank": recipe["rank"], "alpha": recipe["alpha"]}
+        self.result["pace"] = {"seconds_per_pair": tried, "chosen": dict(self._chosen)}
+        self.write()
+
+    def run_seeds(self) -> None:
+        """The reference at each learning rate, then all trainers for every seed."""
+        first = self._options.seeds[0]
+        sweep, best = self._sweep(first)
+        self.result["runs"] = []
+        for seed in self._options.seeds:
+            run: Result = {"seed": seed, "reference": sweep[best] if seed == first else self._reference(seed, best)}
+            run |= {name: self._hybridqa(name, seed, changes) for name, changes in TRAINERS.items()}
+            plain = run["reference"]["points"]
+            run["compared"] = {name: compare(plain, run[name]["points"]) for name in TRAINERS}
+            self.result["runs"].append(run)
+            self.result["summary"] = summarise(self.result["runs"])
+            self.write()
+
+    def _sweep(self, seed: int) -> tuple[dict[float, Result], float]:
+        """Runs of the reference by learning rate, and the best one's; a best one at the edge has the next one tried."""
+        tried = {rate: self._reference(seed, rate) for rate in sorted(self._options.rates)}
+        while True:
+            best = min(tried, key=lambda rate: lowest(tried[rate]["points"]))
+            beyond = best * 2 if best == max(tried) else best / 2 if best == min(tried) else None
+            if len(self._options.rates) == 1 or beyond is None or len(tried) > len(self._options.rates) + 2:
+                break
+            tried[beyond] = self._reference(seed, beyond)
+        self.result["sweep"] = {
+            "seed": seed,
+            "chosen": best,
+            "rates": {str(rate): tried[rate]["points"] for rate in sorted(tried)},
+        }
+        self.write()
+        return tried, best
+
+    def _reference(self, seed: int, rate: float) -> Result:
+        settings = {**self._chosen, "learning_rate": rate, "seed": seed}
+        return self._scored("reference", f"seed {seed}, rate {rate:g}", settings=settings)
+
+    def _hybridqa(self, name: str, seed: int, changes: Result) -> Result:
+        recipe = {**recipe_of(self._options, seed), **changes}
+        return self._scored("hybridqa", f"{name}, seed {seed}", recipe=recipe, dtype=self._options.dtype)
+
+    def _scored(self, arm: str, label: str, **spec: Any) -> Result:
+        """A whole run, with the held-out loss at each of its points."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as snapshots:
+            run = self._arm(arm, label=label, snapshots=snapshots, points=self._options.points, **spec)
+            scale = self._chosen["alpha"] / self._chosen["rank"]
+            scored = self._arm("score", label=label, snapshots=snapshots, scale=scale)
+        for point in run["points"]:
+            point["loss"] = scored["losses"][str(point["step"])]
+        return {**run, "base_loss": scored["base"], "teacher_loss": scored["teacher"]}
+
+    def ablate(self) -> None:
+        """hybridqa's seconds a pass with each way switched off, beside the reference's."""
+        options = self._options
+        pairs = min(options.ablation_pairs, self.result["curriculum"]["pairs"])
+        paces = self.result["pace"]["seconds_per_pair"]
+        found: dict[str, Result] = {}
+        self.result["ablation"] = {
+            "pairs": pairs,
+            "reference_seconds_per_pass": {dtype: min(times.values()) * pairs for dtype, times in paces.items()},
+            "ways": found,
+            "not_separable": NOT_SEPARABLE,
+        }
+        for way, (label, changes) in WAYS.items():
+            recipe = {**recipe_of(options, options.seeds[0]), **changes.get("recipe", {})}
+            spec = {"recipe": recipe, "dtype": changes.get("dtype", options.dtype), "repeats": options.repeats}
+            made = self._arm("ablation", must=way == "none", way=way, pairs=pairs, **spec)
+            if "seconds_per_pass" in made:
+                whole = found.get("none", made)["seconds_per_pass"]
+                made["times_as_long"] = made["seconds_per_pass"] / whole
+            found[way] = {"switched_off": label, **made}
+            self.write()
+
+
+def has_gpu() -> bool:
+    """Asked in another process: this one stays small, and off the GPU."""
+    code = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+# Comparing
+
+
+def lowest(points: Sequence[Result]) -> float:
+    """A curve's best held-out loss."""
+    return float(min(point["loss"] for point in points))
+
+
+def reach(points: Sequence[Result], level: float, unit: str = "seconds") -> float | None:
+    """Where a curve first comes down to a loss, by straight lines between its points; None when it never does."""
+    before: Result | None = None
+    for point in points:
+        if point["loss"] <= level:
+            if before is None:
+                return float(point[unit])
+            share = (before["loss"] - level) / (before["loss"] - point["loss"])
+            return float(before[unit] + share * (point[unit] - before[unit]))
+        before = point
+    return None
+
+
+def compare(plain: Sequence[Result], ours: Sequence[Result]) -> Result:
+    """Seconds and passes of both to the same losses: shares of the reference's gain, and the other's best."""
+    base = float(plain[0]["loss"])  # before the first step the adapter adds nothing
+    levels = {f"{share:.0%} of the reference's gain": base - share * (base - lowest(plain)) for share in LEVELS}
+    levels["the trainer's own best"] = lowest(ours)
+    found: Result = {}
+    for name, level in levels.items():
+        seconds = reach(plain, level), reach(ours, level)
+        found[name] = {
+            "loss": level,
+            "reference_seconds": seconds[0],
+            "trainer_seconds": seconds[1],
+            "times_faster": seconds[0] / seconds[1] if seconds[0] and seconds[1] else None,
+            "reference_passes": reach(plain, level, "passes"),
+            "trainer_passes": reach(ours, level, "passes"),
+        }
+    return found
+
+
+def summarise(runs: Sequence[Result]) -> Result:
+    """Over the seeds: how many times faster to each loss, memory, and answer tokens a second."""
+    speed = {
+        name: {level: ratio([run["compared"][name][level]["times_faster"] for run in runs]) for level in levels}
+        for name, levels in runs[0]["compared"].items()
+    }
+    found: Result = {"times_faster": speed}
+    for name in ("reference", *TRAINERS):
+        ends = [run[name]["points"][-1] for run in runs]
+        found[name] = {
+            "best_loss": statistics.mean(lowest(run[name]["points"]) for run in runs),
+            "seconds": statistics.mean(end["seconds"] for end in ends),
+            "passes": statistics.mean(end["passes"] for end in ends),
+            "answer_tokens_per_second": statistics.mean(end["targets"] / end["seconds"] for end in ends),
+            **{part: max(run[name]["memory"][part] for run in runs) for part in runs[0][name]["memory"]},
+        }
+    return {**found, **{part: runs[0]["reference"][part] for part in ("base_loss", "teacher_loss")}}
+
+
+def ratio(values: Sequence[float | None]) -> Result:
+    """The geometric mean of seeds' ratios with a 95 % interval (Student's t on the logarithms), and how many there are.
+
+    A seed at which one of the two never came down to the loss has no ratio: `seeds` counts those that have one.
+    """
+    logs = [math.log(value) for value in values if value]
+    if not logs:
+        return {"mean": None, "interval": None, "seeds": 0, "of": len(values)}
+    middle = statistics.mean(logs)
+    interval = None
+    if len(logs) > 1:
+        half = T_95.get(len(logs) - 1, 2.0) * statistics.stdev(logs) / math.sqrt(len(logs))
+        interval = [math.exp(middle - half), math.exp(middle + half)]
+    return {"mean": math.exp(middle), "interval": interval, "seeds": len(logs), "of": len(values)}
+
+
+# Showing
+
+
+def table(result: Result) -> str:
+    """Markdown: the speed to each loss, both arms, and the share of each way."""
+    summary, runs = result["summary"], result["runs"]
+    lines = [
+        f"Held-out loss: the base model's {summary['base_loss']:.3f}, with the chunk in its prompt (the teacher's) "
+        f"{summary['teacher_loss']:.3f} nats an answer token.",
+        "",
+        "| trainer | down to | nats | reference s | trainer s | times faster (95%) | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, levels in summary["times_faster"].items():
+        for level, speed in levels.items():
+            rows = [run["compared"][name][level] for run in runs]
+            cells = [mean_of(rows, key) for key in ("loss", "reference_seconds", "trainer_seconds")]
+            cells += [interval_text(speed), f"{speed['seeds']} of {speed['of']}"]
+            lines.append(f"| {name} | {level} | {' | '.join(cells)} |")
+    arms = [summary[name] for name in ("reference", *TRAINERS)]
+    lines += ["", f"| | reference | {' | '.join(TRAINERS)} |", f"|---|---|{'---|' * len(TRAINERS)}"]
+    for key in arms[0]:
+        cells = [f"{arm[key]:.0f}" if arm[key] >= 100 else f"{arm[key]:.3g}" for arm in arms]
+        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
+    if "ablation" in result:
+        ablation = result["ablation"]
+        lines += [
+            "",
+            f"| a pass over {ablation['pairs']} pairs | seconds | times as long | peak MB |",
+            "|---|---|---|---|",
+        ]
+        whole = ablation["ways"]["none"]["seconds_per_pass"]
+        for dtype, seconds in ablation["reference_seconds_per_pass"].items():
+            lines.append(f"| the reference, {dtype} | {seconds:.2f} | {seconds / whole:.2f} | |")
+        for way in ablation["ways"].values():
+            if "skipped" in way:
+                lines.append(f"| {way['switched_off']} | not measured: {way['skipped']} | | |")
+            else:
+                numbers = f"{way['seconds_per_pass']:.2f} | {way['times_as_long']:.2f}"
+                lines.append(f"| {way['switched_off']} | {numbers} | {way['memory']['peak_mb']:.0f} |")
+    return "\n".join(lines)
+
+
+def mean_of(rows: Sequence[Result], key: str) -> str:
+    """The mean of what is there."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return f"{statistics.mean(values):.3g}" if values else "not reached"
+
+
+def interval_text(speed: Result) -> str:
+    """Mean and interval."""
+    if speed["mean"] is None:
+        return "–"
+    low_high = f" ({speed['interval'][0]:.1f}-{speed['interval'][1]:.1f})" if speed["interval"] else ""
+    return f"{speed['mean']:.1f}{low_high}"
+
+
+if __name__ == "__main__":
+    main()

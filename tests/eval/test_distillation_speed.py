@@ -1,0 +1,254 @@
+"""The side-by-side speed measurement: the reference is right, both are judged alike, every arm and switch runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hybridqa.models import ModelFolder
+from hybridqa.training.pairs import Pair
+from hybridqa.training.recipe import Recipe
+from hybridqa.training.synthesis import Curriculum
+
+EVAL = Path(__file__).parent.parent.parent / "eval"
+RECIPE = asdict(Recipe(rank=4, alpha=8, epochs=2.0))
+SETTINGS = {"rank": 4, "alpha": 8, "batch": 2, "steps": 3, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts() -> Any:
+    """The scripts import one another from their own folder, as they do when they are run."""
+    sys.path.insert(0, str(EVAL))
+    yield
+    sys.path.remove(str(EVAL))
+
+
+def script(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def curriculum_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A curriculum of two chunks, written as the measurement keeps it."""
+    facts = (("kettle", "1.7 litres"), ("toaster", "two slices"), ("lamp", "nine candles"), ("clock", "a week"))
+    pairs = tuple(
+        Pair(f"How much does the {what} hold?", much, "ask", n % 2, n) for n, (what, much) in enumerate(facts)
+    )
+    held_out = tuple(Pair(f"The {what} holds what?", much, "ask", n % 2, n) for n, (what, much) in enumerate(facts))
+    chunks = tuple("  ".join(f"The {what} holds {much}." for what, much in facts[n::2]) for n in range(2))
+    lesson = Curriculum("Household", chunks, pairs, held_out, {})
+    path = tmp_path_factory.mktemp("curriculum") / "curriculum.json"
+    about = {"document": "household", "words": 20}
+    path.write_text(json.dumps({"about": about, "model_hash": "", "curriculum": asdict(lesson)}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def spec(curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path) -> dict[str, Any]:
+    """What the arms have in common."""
+    common = {"model_path": str(tiny_model.path), "curriculum": str(curriculum_path), "device": "cpu"}
+    return {**common, "snapshots": str(tmp_path), "points": 3, "scale": 2.0, "recipe": RECIPE, "dtype": "auto"}
+
+
+def test_the_reference_loss_equals_the_method_written_pair_by_pair(spec: dict[str, Any]) -> None:
+    """Padded batches against one pass for each side of each pair, over the places of its own target."""
+    arms, recipe = script("distillation_arms"), script("reference_recipe")
+    run = recipe.Reference(Path(spec["model_path"]), recipe.ReferenceSettings(**SETTINGS), device="cpu")
+    pairs = arms.distilled(arms.make_prompts(spec["model_path"]), arms.read_curriculum(spec["curriculum"]))
+    assert len({len(pair.teacher_prompt) for pair in pairs}) > 1  # there is something to pad
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in run.parameters().values():
+            weight.normal_(std=0.05)
+
+    def read(prompt: tuple[int, ...], target: tuple[int, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        output = run.model(input_ids=torch.tensor([[*prompt, *target]]), output_hidden_states=True)
+        first = len(prompt) - 1
+        states = [state[0, first : first + len(target)] for state in output.hidden_states]
+        return output.logits[0, first : first + len(target)].log_softmax(-1), states[1:]
+
+    with torch.no_grad(), run.model.disable_adapter():
+        teachers = [read(pair.teacher_prompt, pair.target) for pair in pairs]
+    students = [read(pair.student_prompt, pair.target) for pair in pairs]
+    teacher_N_V, student_N_V = (torch.cat([logprobs for logprobs, _ in side]) for side in (teachers, students))
+    expected = (teacher_N_V.exp() * (teacher_N_V - student_N_V)).sum(-1).mean()
+    for layer in range(2):
+        teacher_N_D, student_N_D = (torch.cat([states[layer] for _, states in side]) for side in (teachers, students))
+        expected = expected + (student_N_D - teacher_N_D).abs().sum() / teacher_N_D.abs().sum() / 2
+    expected.backward()  # type: ignore[no-untyped-call]
+    wanted = {name: weight.grad.clone() for name, weight in run.parameters().items() if weight.grad is not None}
+    assert len(wanted) == len(run.parameters()) == 2 * 2 * 7  # A and B on every linear map of both layers
+    run.model.zero_grad()
+    loss = run.loss(pairs)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in run.parameters().items():
+        assert weight.grad is not None
+        assert torch.allclose(weight.grad, wanted[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_both_trainers_are_judged_by_the_same_number(spec: dict[str, Any]) -> None:
+    """A snapshot's held-out loss is what the reference's own model, and hybridqa's own trainer, say of themselves."""
+    arms, judge, recipe = script("distillation_arms"), script("held_out_loss"), script("reference_recipe")
+    lesson, prompts = arms.read_curriculum(spec["curriculum"]), arms.make_prompts(spec["model_path"])
+    examples = [arms.closed_example(prompts, pair, key, 0) for key, pair in enumerate(lesson.held_out)]
+    run = recipe.Reference(Path(spec["model_path"]), recipe.ReferenceSettings(**SETTINGS), device="cpu")
+    trainer = arms.Trainer(Path(spec["model_path"]), device="cpu")
+    trainer.attach(Recipe(**{**RECIPE, "first_layer": 0.0}))
+    for model in (run, trainer):
+        with torch.no_grad():
+            for weight in model.parameters().values():
+                weight.normal_(std=0.1)
+    judge.write_snapshot(Path(spec["snapshots"]) / "1.safetensors", run.parameters())
+    judge.write_snapshot(Path(spec["snapshots"]) / "2.safetensors", trainer.parameters())
+    scored = arms.score(spec)
+    total, count = 0.0, 0
+    for item in examples:
+        ids_T = torch.tensor([*item.prompt, *item.target])
+        with torch.no_grad():
+            logits_T_V = run.model(input_ids=ids_T[None]).logits[0, :-1]
+        total += float(F.cross_entropy(logits_T_V, ids_T[1:], reduction="none")[-len(item.target) :].sum())
+        count += len(item.target)
+    assert scored["losses"]["1"] == pytest.approx(total / count, abs=1e-4)
+    own = sum(-mean * len(item.target) for mean, item in zip(trainer.score(examples), examples, strict=True)) / count
+    assert scored["losses"]["2"] == pytest.approx(own, abs=1e-4)
+    assert len({round(loss, 3) for loss in (scored["base"], *scored["losses"].values())}) == 3
+
+
+@pytest.mark.parametrize("arm", ["reference", "hybridqa"])
+def test_a_run_gives_a_curve_that_begins_at_the_base_model(spec: dict[str, Any], arm: str) -> None:
+    arms = script("distillation_arms")
+    run = arms.ARMS[arm]({**spec, "settings": SETTINGS})
+    scored = arms.score(spec)
+    steps = [point["step"] for point in run["points"]]
+    assert steps[0] == 0
+    assert {str(step) for step in steps} == set(scored["losses"])
+    assert scored["losses"]["0"] == pytest.approx(scored["base"], abs=1e-5)
+    assert scored["losses"][str(steps[-1])] < scored["base"]
+    for name in ("seconds", "passes", "targets"):
+        values = [point[name] for point in run["points"]]
+        assert values == sorted(values)
+        assert values[-1] > values[0]
+    assert run["points"][-1]["passes"] == pytest.approx(1.5 if arm == "reference" else 2.0)
+    assert run["memory"]["peak_mb"] > 100
+
+
+def test_the_clock_leaves_out_what_is_paused() -> None:
+    arms = script("distillation_arms")
+    clock = arms.Clock(torch.device("cpu"))
+    with clock.paused():
+        arms.time.sleep(0.2)
+    assert clock.seconds() < 0.1
+
+
+def test_every_way_can_be_switched_off(spec: dict[str, Any]) -> None:
+    arms, speed = script("distillation_arms"), script("distillation_speed")
+    found = {}
+    for way, (_, changes) in speed.WAYS.items():
+        recipe = {**RECIPE, **changes.get("recipe", {})}
+        found[way] = arms.ablation({**spec, **changes, "recipe": recipe, "way": way, "pairs": 4, "repeats": 1})
+    assert all("skipped" not in made for made in found.values())
+    whole = found["none"]
+    assert whole["passes"] == pytest.approx(2.0, abs=0.5)
+    assert found["packing"]["steps_per_pass"] > whole["steps_per_pass"]
+    assert found["reading"]["steps_per_pass"] <= whole["steps_per_pass"]
+    assert found["kept answers"]["student_seconds_per_pass"] == found["kept answers"]["seconds_per_pass"]
+
+
+def test_pace_is_told_for_every_batch_size(spec: dict[str, Any]) -> None:
+    made = script("distillation_arms").pace(
+        {**spec, "dtype": "float32", "rank": 4, "alpha": 8, "batches": [1, 3], "repeats": 1}
+    )
+    assert set(made["seconds_per_pair"]) == {"1", "3"}
+    assert all(seconds > 0 for seconds in made["seconds_per_pair"].values())
+
+
+def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"seconds": seconds, "passes": seconds / 10, "loss": loss} for seconds, loss in points]
+
+
+def test_seconds_to_a_loss_are_read_off_straight_lines() -> None:
+    speed = script("distillation_speed")
+    plain, ours = curve((0, 5.0), (100, 3.0), (200, 2.0), (300, 2.2)), curve((1, 5.0), (11, 3.0), (21, 2.5))
+    assert speed.reach(plain, 4.0) == pytest.approx(50)
+    assert speed.reach(plain, 5.0) == 0
+    assert speed.reach(plain, 1.9) is None
+    found = speed.compare(plain, ours)
+    assert found["100% of the reference's gain"]["trainer_seconds"] is None
+    assert found["100% of the reference's gain"]["times_faster"] is None
+    half = found["50% of the reference's gain"]
+    assert (half["loss"], half["reference_seconds"], half["trainer_seconds"]) == pytest.approx((3.5, 75, 8.5))
+    assert half["times_faster"] == pytest.approx(75 / 8.5)
+    assert half["reference_passes"] == pytest.approx(7.5)
+    assert found["the trainer's own best"]["reference_seconds"] == pytest.approx(150)
+
+
+def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
+    speed = script("distillation_speed")
+    even = speed.ratio([8.0, 8.0, 8.0])
+    assert even["mean"] == pytest.approx(8)
+    assert even["interval"] == pytest.approx([8, 8])
+    made = speed.ratio([4.0, 9.0, None])
+    assert made["mean"] == pytest.approx(6)
+    assert (made["seeds"], made["of"]) == (2, 3)
+    half = 12.706 * math.log(1.5) / 1  # Student's t at one degree of freedom; the logs are ±log 1.5 about their mean
+    assert made["interval"] == pytest.approx([6 * math.exp(-half), 6 * math.exp(half)], rel=1e-3)
+    assert speed.ratio([None])["mean"] is None
+
+
+@pytest.mark.slow
+def test_the_whole_measurement_runs(
+    curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arms and switches by the command's options; in this process, since each start of another takes seconds."""
+    speed, arms = script("distillation_speed"), script("distillation_arms")
+    started = []
+
+    class Bench(speed.Bench):  # type: ignore[misc, name-defined]
+        def _start(self, spec: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+            assert "OMP_WAIT_POLICY" not in environment
+            data = json.loads(spec.read_text(encoding="utf-8"))
+            started.append((data["arm"], data.get("way")))
+            try:
+                return subprocess.CompletedProcess([], 0, json.dumps(arms.ARMS[data["arm"]](data)), "")
+            except SystemExit as end:
+                return subprocess.CompletedProcess([], 1, "", str(end))
+
+    output = tmp_path / "speed.json"
+    words = "--seeds 0 --steps 3 --batches 2 --rates 1e-3 2e-3 --dtypes float32 --repeats 1 --ablation-pairs 4"
+    words += f" --recipe rank=4 trust=False --device cpu --curriculum {curriculum_path} --output {output}"
+    monkeypatch.setattr(sys, "argv", ["distillation_speed.py", *words.split()])
+    result = Bench(speed.parse(), tiny_model, tmp_path).run()
+    assert json.loads(output.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    assert result["complete"]
+    assert result["runs"][0]["hybridqa"]["recipe"]["rank"] == result["runs"][0]["reference"]["settings"]["rank"] == 4
+    assert result["runs"][0]["hybridqa"]["recipe"]["trust"] is False
+    assert len(result["sweep"]["rates"]) > 2  # of two, the best is at the edge
+    assert [way for arm, way in started if arm == "ablation"] == list(speed.WAYS)
+    assert result["summary"]["times_faster"]["same_objective"]["50% of the reference's gain"]["of"] == 1
+    shown = speed.table(result)
+    assert "| hybridqa | 100% of the reference's gain |" in shown
+    assert "| the reference, float32 |" in shown
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_an_arm_is_a_process(spec: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({**spec, "arm": "score"}), encoding="utf-8")
+    command = [sys.executable, str(EVAL / "distillation_arms.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert made["losses"] == {}
+    assert made["base"] > 0
