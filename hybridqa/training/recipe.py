@@ -12,6 +12,7 @@ from hybridqa.errors import ConfigError
 
 OBJECTIVES = ("dcd", "prompt-distillation", "next-token", "sft")
 KEPT = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Recipe:
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
     top_k: int = 64  # of the teacher's logits, the likeliest that are kept; 0: all
     keep_dtype: str = "bfloat16"  # one of KEPT: what the teacher's hidden states are kept in
+    dtype: str = "auto"  # one of DTYPES: what is computed in; auto: bfloat16 where the machine is faster at it
     temperature: float = 1.0
     kl: float = 1.0  # this, `hidden`, `cross_entropy` and `trust` are dcd's; the other objectives have one part
     hidden: float = 1.0
@@ -66,7 +68,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("keep_dtype", KEPT)):
+        for name, known in (("objective", OBJECTIVES), ("keep_dtype", KEPT), ("dtype", DTYPES)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(
@@ -96,5 +98,6 @@ def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:
         steps=settings.train_steps,
         epochs=settings.train_epochs,
         learning_rate=settings.learning_rate,
+        memory_mb=settings.train_memory_mb,
         seed=settings.seed,
     )

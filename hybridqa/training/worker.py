@@ -20,21 +20,16 @@ from typing import Any
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
 from hybridqa.training.beside import load_beside
-from hybridqa.training.closeness import ClosenessReport, judge_behaviour, row_tokens
+from hybridqa.training.closeness import ClosenessReport, judge_behaviour
 from hybridqa.training.gate import GateReport
-from hybridqa.training.judging import PACK_TOKENS, judge_module
+from hybridqa.training.judging import judge_module
+from hybridqa.training.kept import Kept
 from hybridqa.training.lesson import Job
-from hybridqa.training.objectives import TeacherTargets
-from hybridqa.training.packing import Example
-from hybridqa.training.pairs import Pair
+from hybridqa.training.memory import peak_memory
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.retention import TRAINING, mixed, retention_examples
-from hybridqa.training.synthesis import Curriculum
+from hybridqa.training.targets import KeptTargets
+from hybridqa.training.teaching import Teaching
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import lesson_pairs, lessons, teacher_example, text_examples
-from hybridqa.types import ModuleKind
-
-TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
 
 
 def say(**event: Any) -> None:
@@ -47,22 +42,9 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     job = Job.load(folder)
     recipe = Recipe(**job.recipe)
     lesson = job.curriculum
-    pairs = lesson_pairs(lesson, recipe.objective)
     started = time.perf_counter()
     trainer.attach(recipe)
-    students = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
-    behaviour = lesson.kind is not ModuleKind.DOCUMENT
-    if recipe.objective == "next-token" and not behaviour:
-        students.append(text_examples(prompts, lesson, window=min(job.max_model_len, TEXT_TOKENS)))
     beside = load_beside(trainer, job.companions, job.model_hash, seed=recipe.seed)
-    teachers: list[TeacherTargets] = []
-    if recipe.weights().need_teacher:
-        say(job=folder.name, stage="teach", step=0, total=len(pairs))
-        teachers = teach(trainer, prompts, lesson, pairs, recipe)
-    retained: list[list[Example]] = []
-    if recipe.retention and not behaviour:  # a behaviour's general questions are in its curriculum, with their teacher
-        retained = retain(trainer, prompts, mixed(TRAINING, job.off_topic), recipe, teachers)
-    taught = time.perf_counter()
     told = 0.0
 
     def on_step(step: int, total: int, loss: float) -> None:
@@ -71,36 +53,46 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
             told = time.perf_counter()
             say(job=folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
 
-    trained = trainer.fit(
-        students,
-        teachers,
-        recipe,
-        distractors=beside.distractors,
-        retained=retained,
-        checkpoint=folder,
-        on_step=on_step,
-    )
-    metrics: dict[str, Any] = {"train": trained}
+    with Kept(recipe.memory_mb * 1_000_000 // 2) as kept:
+        teaching = Teaching(folder, job, trainer, prompts, recipe, KeptTargets(kept))
+        students = teaching.students()
+        if recipe.weights().need_teacher:
+            say(job=folder.name, stage="teach", step=0, total=len(teaching.pairs))
+        teaching.teach()
+        retained = teaching.retained()
+        taught = time.perf_counter()
+        trained = trainer.fit(
+            students,
+            teaching.targets,
+            recipe,
+            distractors=beside.distractors,
+            retained=retained,
+            more=teaching.more(),
+            checkpoint=folder,
+            on_step=on_step,
+        )
+    metrics: dict[str, Any] = {"train": {**trained, "dtype": str(trainer.dtype).removeprefix("torch.")}}
     fitted = time.perf_counter()
     adapter = folder / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     trainer.save(adapter, job.model_name)
     say(job=folder.name, stage="gate", step=0, total=1)
     report: GateReport | ClosenessReport
-    if behaviour:
+    if teaching.behaviour:
         report = judge_behaviour(trainer, prompts, lesson, recipe)
     else:
         report = judge_module(trainer, prompts, lesson, beside.judges, seed=recipe.seed)
     metrics["gate"] = report.as_dict()
     if beside.record:
         metrics["beside"] = beside.record
-    metrics["synthesis"] = lesson.report() | {"pairs": len(pairs)}
+    metrics["synthesis"] = lesson.report() | {"pairs": len(teaching.pairs)} | teaching.second_report()
     metrics["seconds"] = {
         "teacher": taught - started,
         "student": fitted - taught,
         "gate": time.perf_counter() - fitted,
         "total": time.perf_counter() - started,
     }
+    metrics["peak_memory_mb"] = peak_memory()
     result = {
         "passed": report.passed,
         "reason": report.reason,
@@ -114,33 +106,6 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     atomic_write_text(folder / "result.json", json.dumps(result))
     trainer.detach()
     say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
-
-
-def teach(
-    trainer: Trainer, prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe
-) -> list[TeacherTargets]:
-    """The teacher's targets for each pair, in order."""
-    # A context and a chunk are read once a row.
-    order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage, pairs[key].also))
-    examples = [teacher_example(prompts, pairs[key], key, lesson) for key in order]
-    targets = trainer.teach(examples, recipe, hidden=recipe.weights().hidden > 0, tokens=row_tokens(examples))
-    return [found for _, found in sorted(zip(order, targets, strict=True), key=lambda item: item[0])]
-
-
-def retain(
-    trainer: Trainer,
-    prompts: PromptBuilder,
-    questions: Sequence[tuple[str, str]],
-    recipe: Recipe,
-    teachers: list[TeacherTargets],
-) -> list[list[Example]]:
-    """Examples to be answered as the base model alone answers them; what it says is put behind the other targets."""
-    lists = retention_examples(prompts, questions, first=len(teachers))
-    examples = [item for part in lists for item in part]
-    targets = trainer.teach(examples, recipe, hidden=False, tokens=PACK_TOKENS)
-    by_key = sorted(zip((item.key for item in examples), targets, strict=True), key=lambda item: item[0])
-    teachers.extend(found for _, found in by_key)
-    return lists
 
 
 def end_with_parent() -> None:
@@ -167,7 +132,7 @@ def main(folders: Sequence[str]) -> int:
             job = Job.load(folder)
             if trainer is None or prompts is None:
                 path = Path(job.model_path)
-                trainer = Trainer(path)
+                trainer = Trainer(path, dtype=Recipe(**job.recipe).dtype)
                 prompts = PromptBuilder(
                     load_tokenizer(path), max_model_len=job.max_model_len, context_tokens=job.context_tokens
                 )
