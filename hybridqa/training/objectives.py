@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridqa.training.recipe import Weights
+from hybridqa.training.token_loss import token_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +106,27 @@ def distillation_loss(
     temperature: float = 1.0,
 ) -> Tensor:
     """The weighted sum of the parts, each a mean over the N tokens; a scalar. No teacher where no part needs one."""
-    loss = logits_N_V.new_zeros((), dtype=torch.float32)
-    doubt_N = loss.new_ones(len(targets_N))  # how much the text's own token counts
+    count = len(targets_N)
+    ones_N = logits_N_V.new_ones(count, dtype=torch.float32)
+    trust_N = doubt_N = ones_N  # how much the teacher counts, and how much the text's own token
+    loss = ones_N.new_zeros(())
+    kept: dict[str, Tensor] = {}
     if weights.need_teacher:
         assert teacher is not None, "a loss that follows a teacher was given none"
-        trust_N = teacher.target_logprob_N.exp() if weights.trust else doubt_N
-        doubt_N = 1 - trust_N if weights.trust else doubt_N
-        if weights.kl:
-            loss = loss + weights.kl * (trust_N * kl_divergence(logits_N_V, teacher, temperature=temperature)).mean()
+        if weights.trust:
+            trust_N = teacher.target_logprob_N.exp()
+            doubt_N = 1 - trust_N
+        if weights.kl and not teacher.ids_N_K.shape[1]:
+            kl_N = kl_divergence(logits_N_V, teacher, temperature=temperature)
+            loss = loss + weights.kl * (trust_N * kl_N).mean()
+        elif weights.kl:
+            kept = {"ids_N_K": teacher.ids_N_K, "logprobs_N_K": teacher.logprobs_N_K, "rest_N": teacher.rest_N}
+            kept["kl_N"] = weights.kl * trust_N / count
         if weights.hidden and hidden_N_L_D is not None:
             loss = loss + weights.hidden * hidden_distance(hidden_N_L_D, teacher.hidden_N_L_D, trust_N)
-    if weights.cross_entropy:
-        entropy_N = F.cross_entropy(logits_N_V.float(), targets_N, reduction="none")
-        loss = loss + weights.cross_entropy * (doubt_N * entropy_N).mean()
+    if weights.cross_entropy or kept:
+        entropy_N = weights.cross_entropy * doubt_N / count
+        loss = loss + token_loss(logits_N_V, targets_N, entropy_N, **kept, temperature=temperature)
     return loss
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridqa.errors import TrainingError
+from hybridqa.training.attention import Layout, segmented, use_packed_attention
 from hybridqa.training.fitting import fit
 from hybridqa.training.frozen import FrozenLayers, linear_names
 from hybridqa.training.lora import Companion, LoraMaps
@@ -42,6 +43,7 @@ class Trainer:
         self.maps: LoraMaps | None = None  # while an adapter is attached
         self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
         self._packs: bool | None = None  # whether a pack gives what its examples give alone; None: not yet seen
+        self._apart = use_packed_attention(self.base)  # whether attention may go through a pack example by example
 
     # The adapter
 
@@ -143,17 +145,24 @@ class Trainer:
         row = probe(self.base.config.get_text_config().vocab_size)
         with torch.no_grad(), self.base_alone():
             alone_N_V = torch.cat([self._forward(part, False, None)[0] for part in row.alone()])
-            try:
-                packed_N_V, _ = self._forward(row, False, None)
-            except (RuntimeError, ValueError, TypeError, IndexError):  # a family that takes no mask of pairs
-                return False
-        return same_result(alone_N_V, packed_N_V, self.base.dtype)
+            for apart in (True, False) if self._apart else (False,):
+                self._apart = apart
+                try:
+                    packed_N_V, _ = self._forward(row, False, None)
+                except (RuntimeError, ValueError, TypeError, IndexError):  # a family that takes no mask of pairs
+                    continue
+                if same_result(alone_N_V, packed_N_V, self.base.dtype):
+                    return True
+        return False
 
     def _run(self, row: Pack, **options: Any) -> Any:
+        layout = None
         if len(row.examples) > 1:  # one alone needs neither, and some families take neither
             options["position_ids"] = row.positions_T[None].to(self.device)
             options["attention_mask"] = additive_mask(row.allowed_T_T.to(self.device), self.base.dtype)
-        return self.base(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
+            layout = Layout.of(row, self.device) if self._apart else None
+        with segmented(layout):
+            return self.base(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
 
     def teach(
         self,

@@ -1,14 +1,13 @@
 """The parts of the loss, and the four mistakes that the method's first code makes: each would fail a test here.
 
 Logits are one place before their target; prompt and target are tokenised apart (test_wordings.py); the embedding is no
-layer to match; what the generator left unfinished is dropped (test_pairs.py and here).
+layer to match; what the generator left unfinished is dropped (test_critic.py).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ from hybridqa.training.objectives import (
 )
 from hybridqa.training.packing import Example, pack
 from hybridqa.training.recipe import OBJECTIVES, Recipe
-from hybridqa.training.synthesis import Synthesiser
+from hybridqa.training.token_loss import token_loss
 from hybridqa.training.trainer import Trainer
 
 
@@ -205,17 +204,60 @@ def test_the_embedding_is_not_among_the_states_to_match(tiny_llama: Path, first_
     torch.testing.assert_close(taught.hidden_N_L_D, states_N_L_D.detach())  # a fresh adapter changes nothing yet
 
 
-def test_what_the_generator_left_unfinished_is_dropped() -> None:
-    text = "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031."
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("rows", [1, 7, 100])
+def test_the_fused_loss_has_the_plain_ones_value_and_gradient(
+    temperature: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybridqa.training.token_loss.CACHE_ROWS", rows)
+    torch.manual_seed(3)
+    tokens, vocabulary = 23, 50
+    teacher_N_V = torch.randn(tokens, vocabulary, dtype=torch.float64) * 3
+    targets_N = torch.randint(vocabulary, (tokens,))
+    kl_N, entropy_N = torch.rand(tokens), torch.rand(tokens)
+    entropy_N[:8] = 0
+    probabilities_N_V = torch.softmax(teacher_N_V / temperature, -1)
+    kept_N_K, ids_N_K = probabilities_N_V.topk(5)
+    rest_N = 1 - kept_N_K.sum(-1)
+    start_N_V = torch.randn(tokens, vocabulary)
 
-    def generate(prompts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
-        cut = (
-            " How much water does the Lumen kettle"
-            if max_tokens < 50
-            else " The Lumen kettle, of Maren Holt, holds 1.7 l"
-        )
-        return [cut] * len(prompts)
+    plain_N_V = start_N_V.double().requires_grad_()
+    student_N_V = torch.softmax(plain_N_V / temperature, -1)
+    student_N_K = student_N_V.gather(1, ids_N_K)
+    kl = (kept_N_K * (kept_N_K / student_N_K).log()).sum(-1)
+    kl = kl + rest_N * (rest_N / (1 - student_N_K.sum(-1))).log()
+    entropy = F.cross_entropy(plain_N_V, targets_N, reduction="none")
+    plain = (kl_N * kl * temperature**2 + entropy_N * entropy).sum()
+    plain.backward()
 
-    (lesson,) = Synthesiser(generate).run([("Lumen kettle", [text])])
-    assert {pair.kind for pair in lesson.pairs} == {"ask"}  # restated from the text; nothing of the generator's
-    assert lesson.dropped["no whole question"] > 0 and lesson.dropped["summary cut off"] == 1
+    fused_N_V = start_N_V.clone().requires_grad_()
+    fused = token_loss(
+        fused_N_V,
+        targets_N,
+        entropy_N,
+        kl_N=kl_N,
+        ids_N_K=ids_N_K.int(),
+        logprobs_N_K=kept_N_K.log().float(),
+        rest_N=rest_N.log().float(),
+        temperature=temperature,
+    )
+    (fused * 0.5).backward()
+    assert plain_N_V.grad is not None and fused_N_V.grad is not None
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
+    torch.testing.assert_close(fused_N_V.grad.double(), plain_N_V.grad * 0.5, rtol=1e-4, atol=1e-6)
+    assert torch.equal(fused_N_V.detach(), start_N_V)  # what it is given it leaves alone
+
+
+def test_a_confident_teacher_and_a_confident_student_give_no_wild_gradient() -> None:
+    logits_N_V = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    value = token_loss(
+        logits_N_V,
+        torch.tensor([0]),
+        torch.tensor([0.0]),
+        kl_N=torch.tensor([1.0]),
+        ids_N_K=torch.tensor([[0]]),
+        logprobs_N_K=torch.tensor([[0.0]]),
+        rest_N=torch.tensor([-torch.inf]),
+    )
+    value.backward()
+    assert value.item() == 0.0 and logits_N_V.grad is not None and float(logits_N_V.grad.abs().max()) == 0.0
