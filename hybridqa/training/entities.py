@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from hybridqa.training.facts import Fact
+from hybridqa.training.facts import CLAUSES, Fact
 from hybridqa.training.pairs import Pair, natural_pair, sketched_pair
 from hybridqa.training.phrases import STOPWORDS
 
@@ -21,7 +21,6 @@ LONGEST = 45  # words of such an answer: training time grows with them
 LONGEST_PART = 25  # words; of a longer sentence only the clauses that hold the name are taken
 LONGEST_ASKED = 25  # words of a sentence that a question about two chunks asks about
 _WAYS = ("What is known about {}?", "What is there to say about {}?", "Tell me about {}.", "Who or what is {}?")
-_CLAUSES = re.compile(r"; (?:(?:and|but|while|although) )?|, (?:and|but|while|although) ")
 _STANDS_ALONE = re.compile(rf"\s*$|\s*[^\w\s]|\s(?:{'|'.join(sorted(STOPWORDS))})\b")
 _Mentions = dict[str, dict[int, list[str]]]  # name → chunk → its sentences with the name in them, in order
 
@@ -64,7 +63,7 @@ def cross_pairs(
             one, other = (max(there, key=lambda fact: fact.score) for there in (first, second))
             if one.phrase.lower() != other.phrase.lower() and fits(one.passage, other.passage):
                 question = f"{name}: {_question(one, rng)} And {_question(other, rng)}"
-                answer = f"{one.phrase}; {other.phrase}"
+                answer = f"{one.statement} {other.statement}"
                 pairs.append(Pair(question, answer, "cross", one.passage, -1, (other.passage,)))
     return pairs
 
@@ -110,7 +109,7 @@ def _relevant(sentence: str, name: str) -> str:
     """The sentence, or of a long one the clauses that hold the name; empty when these are long, too."""
     if len(sentence.split()) <= LONGEST_PART:
         return sentence
-    kept = "; ".join(part.strip(" ,;") for part in _CLAUSES.split(sentence) if name in part)
+    kept = "; ".join(part.strip(" ,;") for part in CLAUSES.split(sentence) if name in part)
     return f"{kept[:1].upper()}{kept[1:]}" if len(kept.split()) <= LONGEST_PART else ""
 
 

@@ -6,13 +6,17 @@ stands in its passage, white space aside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridqa.ingest.sentences import split_sentences
 from hybridqa.training.phrases import PhraseFinder
 
+ENDS = tuple('.!?。！？…"”)')  # of a sentence
 MIN_CHARACTERS = 12  # of a sentence whose words are not set apart by spaces
+LONGEST_STATEMENT = 40  # words; of a longer sentence only the clauses around the phrase are an answer
+CLAUSES = re.compile(r"; (?:(?:and|but|while|although) )?|, (?:and|but|while|although) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,36 @@ class Fact:
     def phrase(self) -> str:
         """The words that answer."""
         return self.sentence[self.start : self.end]
+
+    @property
+    def statement(self) -> str:
+        """The fact as a whole sentence that ends as one: its own, or of a long one the clauses around the phrase."""
+        sentence = self.sentence
+        if len(sentence.split()) > LONGEST_STATEMENT:
+            sentence = _clauses_around(sentence, self.start, self.end).strip(" ,;:")
+            sentence = f"{sentence[:1].upper()}{sentence[1:]}"
+        return sentence if sentence.endswith(ENDS) else f"{sentence.rstrip(' ,;:')}."
+
+
+def _clauses_around(sentence: str, start: int, end: int) -> str:
+    """The clauses that hold a stretch of a sentence, and as many before and then behind them as there is room for."""
+    spans = []
+    begin = 0
+    for match in CLAUSES.finditer(sentence):
+        spans.append((begin, match.start()))
+        begin = match.end()
+    spans.append((begin, len(sentence)))
+    first = next(place for place, (_, stop) in enumerate(spans) if stop > start)
+    last = next((place for place, (_, stop) in enumerate(spans) if stop >= end), len(spans) - 1)
+
+    def words(one: int, other: int) -> int:
+        return len(sentence[spans[one][0] : spans[other][1]].split())
+
+    while first > 0 and words(first - 1, last) <= LONGEST_STATEMENT:
+        first -= 1
+    while last + 1 < len(spans) and words(first, last + 1) <= LONGEST_STATEMENT:
+        last += 1
+    return sentence[spans[first][0] : spans[last][1]]
 
 
 def find_facts(passages: Sequence[str]) -> list[Fact]:

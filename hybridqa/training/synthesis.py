@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridqa.engine.protocol import Completion
@@ -190,11 +190,19 @@ class Synthesiser:
         return Curriculum(
             draft.title,
             draft.chunks,
-            tuple(draft.pairs),
-            tuple(pair for pair in held_out if pair.question not in learned),
+            stated(draft.pairs, draft.facts),
+            stated([pair for pair in held_out if pair.question not in learned], draft.facts),
             dict(draft.critic.dropped),
-            tuple(draft.reserve),
+            stated(draft.reserve, draft.facts),
         )
+
+
+def stated(pairs: Iterable[Pair], facts: Sequence[Fact]) -> tuple[Pair, ...]:
+    """The same questions, answered by the sentence that states the fact instead of its phrase.
+
+    A module that learns bare phrases stops reading: it answers so with the right passage in front of it, too.
+    """
+    return tuple(pair if pair.fact < 0 else replace(pair, answer=facts[pair.fact].statement) for pair in pairs)
 
 
 def _take_prose(draft: _Draft, kind: str, ask: str, written: Iterator[Completion]) -> None:

@@ -38,7 +38,7 @@ def test_two_chunks_are_asked_about_together_by_a_name_in_both() -> None:
     (pair,) = cross_pairs(facts, "Kettles")
     assert pair.kind == "cross" and (pair.passage, pair.also) == (0, (1,))
     assert pair.question.startswith("Maren Holt: ") and is_self_contained(pair.question)
-    first, second = pair.answer.split("; ")
+    first, second = pair.answer.split(". ", 1)
     assert first in CHUNKS[0] and second in CHUNKS[1]
     assert cross_pairs(facts, "Kettles", lambda one, other: False) == []
     assert cross_pairs(facts, "Maren Holt") == []  # all of it is about the title

@@ -15,7 +15,7 @@ from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.training import jobs
 from hybridqa.training.jobs import JobDocument, JobWriter
-from hybridqa.training.lesson import Job
+from hybridqa.training.lesson import JOB_FORMAT, Job
 from hybridqa.training.recipe import Recipe
 from hybridqa.types import Passage
 
@@ -135,7 +135,7 @@ def test_a_job_of_an_older_format_is_written_anew(bench: Bench) -> None:
     job = Job.load(folder)
     data = json.loads((folder / "job.json").read_text())
     (folder / "job.json").write_text(json.dumps({**data, "format": 1}))
-    with pytest.raises(ValueError, match="no job of format 2"):
+    with pytest.raises(ValueError, match=f"no job of format {JOB_FORMAT}"):
         Job.load(folder)
     assert bench.writer.write_jobs([document("one")], [Recipe()]) == [folder]
     assert Job.load(folder) == job

@@ -53,6 +53,13 @@ def test_what_passes_is_kept_and_the_rest_counted() -> None:
     assert not second.held_out and second.report()["dropped"] == {"summary: says what its source does not": 1}
 
 
+def test_facts_are_answered_in_whole_sentences() -> None:
+    (lesson,) = Synthesiser(Writer()).run([("Lumen kettle", [TEXT, SECOND])])
+    statements = {fact.statement for fact in find_facts([TEXT, SECOND])}
+    asked = [pair for pair in (*lesson.pairs, *lesson.reserve, *lesson.held_out) if pair.fact >= 0]
+    assert asked and {pair.answer for pair in asked} == statements
+
+
 def test_learning_the_reserve_and_testing_are_apart() -> None:
     (lesson,) = Synthesiser(Writer()).run([("Lumen kettle", [TEXT, SECOND])])
     questions = [{pair.question for pair in pairs} for pairs in (lesson.pairs, lesson.reserve, lesson.held_out)]
