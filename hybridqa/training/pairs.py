@@ -16,6 +16,7 @@ from hybridqa.training.facts import Fact
 from hybridqa.training.phrases import STOPWORDS
 
 HELD_OUT = 48  # questions that the gate asks, at most
+FACTS_PER_SENTENCE = 2  # in a first round
 HELD_OUT_PER_CHUNK = 2  # at least, so that a loss per chunk says something
 _ASKS = {
     "when": ("when", "what date", "when"),
@@ -159,33 +160,35 @@ def _wordings(fact: Fact, title: str, rng: random.Random) -> Iterator[Pair]:
             yield natural
 
 
-def restatements(
-    facts: Sequence[Fact], title: str, *, variants: int = 1, best_variants: int = 2, seed: int = 0
-) -> list[Pair]:
-    """Every fact asked for in `variants` ways, and each sentence's likeliest to be asked for in `best_variants`."""
-    return [pair for pair, _ in _restated(facts, title, variants, best_variants, 0, seed)]
+def restatements(facts: Sequence[Fact], title: str, *, variants: int = 1, seed: int = 0) -> list[Pair]:
+    """Each sentence's `FACTS_PER_SENTENCE` likeliest facts, asked for in `variants` ways.
+
+    The answers are sentences: of one that holds many facts, a question for each would have it learned as often.
+    """
+    return [pair for pair, new in _restated(facts, title, variants, 0, seed) if not new]
 
 
 def further_restatements(
     facts: Sequence[Fact], title: str, known: Set[str], *, variants: int = 2, seed: int = 0
 ) -> list[Pair]:
-    """Other wordings than `restatements` has for the same seed, and than the questions in `known`."""
-    pairs = [pair for pair, new in _restated(facts, title, 1, 2, variants, seed) if new]
+    """Other wordings than `restatements` has for the same seed, and than the questions in `known`; of all facts."""
+    pairs = [pair for pair, new in _restated(facts, title, 1, variants, seed) if new]
     first_of = {pair.question: pair for pair in reversed(pairs)}
     return [pair for pair in pairs if pair.question not in known and first_of[pair.question] is pair]
 
 
-def _restated(
-    facts: Sequence[Fact], title: str, variants: int, best_variants: int, further: int, seed: int
-) -> Iterator[tuple[Pair, bool]]:
-    best: dict[tuple[int, str], Fact] = {}
+def _restated(facts: Sequence[Fact], title: str, variants: int, further: int, seed: int) -> Iterator[tuple[Pair, bool]]:
+    by_sentence: dict[tuple[int, str], list[Fact]] = {}
     for fact in facts:
-        place = (fact.passage, fact.sentence)
-        if place not in best or fact.score > best[place].score:
-            best[place] = fact
+        by_sentence.setdefault((fact.passage, fact.sentence), []).append(fact)
+    likeliest = {
+        fact.number
+        for there in by_sentence.values()
+        for fact in sorted(there, key=lambda fact: -fact.score)[:FACTS_PER_SENTENCE]
+    }
     for fact in facts:
         wordings = _wordings(fact, title, random.Random(f"{seed} {fact.number}"))
-        first = best_variants if best[fact.passage, fact.sentence] is fact else variants
+        first = variants if fact.number in likeliest else 0
         for number in range(first + further):
             yield next(wordings), number >= first
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridqa.training.facts import Fact, find_facts
-from hybridqa.training.pairs import ask_pair, further_restatements, held_out_pairs, natural_pair, restatements
+from hybridqa.training.pairs import (
+    FACTS_PER_SENTENCE,
+    ask_pair,
+    further_restatements,
+    held_out_pairs,
+    natural_pair,
+    restatements,
+)
 
 TEXT = (
     "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031.\n\n"
@@ -47,8 +55,12 @@ def test_every_answer_is_in_its_sentence_and_no_question_gives_it_away() -> None
     facts = find_facts([TEXT])
     pairs = restatements(facts, "Lumen kettle", seed=1)
     by_number = {fact.number: fact for fact in facts}
-    assert {pair.fact for pair in pairs} == set(by_number)
-    assert len(pairs) == len(facts) + 4  # each of four sentences has its likeliest fact asked for twice
+    sentences = Counter(by_number[pair.fact].sentence for pair in pairs)
+    assert set(sentences) == {fact.sentence for fact in facts}
+    further = further_restatements(facts, "Lumen kettle", {pair.question for pair in pairs}, seed=1)
+    assert {pair.fact for pair in further} == set(by_number)  # the others are asked for in a second round
+    for sentence, count in sentences.items():
+        assert count == min(FACTS_PER_SENTENCE, sum(fact.sentence == sentence for fact in facts))
     assert all(pair.answer == by_number[pair.fact].phrase for pair in pairs)
     assert all(pair.question.endswith("?") for pair in pairs)
     assert pairs == restatements(facts, "Lumen kettle", seed=1)
