@@ -43,9 +43,9 @@ class Recipe:
     alpha: int = 32
     first_layer: float = 0.5  # share of the lowest layers that get no adapter
     learning_rate: float = 1e-3  # of A
-    b_ratio: float = 8.0  # B's learning rate over A's: B starts at 0 and has further to go (LoRA+, arXiv 2402.12354)
+    b_ratio: float = 1.0  # B's learning rate over A's (LoRA+, arXiv 2402.12354, has it above 1: B starts at 0)
     warmup: float = 0.06  # share of the steps
-    epochs: float = 2.8  # passes over the examples, when steps is 0
+    epochs: float = 5.0  # passes over the examples, when steps is 0
     steps: int = 0
     pack_tokens: int = 208  # of a pack's examples, beside what their prompts share; as many as that, if it is more
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
