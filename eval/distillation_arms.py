@@ -32,7 +32,6 @@ from hybridqa.engine.vllm_args import context_length
 from hybridqa.models import load_tokenizer
 from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example
-from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.schedule import rows_of, steps_of
 from hybridqa.training.synthesis import Curriculum, Synthesiser
@@ -106,12 +105,7 @@ def make_prompts(model_path: str) -> PromptBuilder:
 
 def read_curriculum(path: str) -> Curriculum:
     """The curriculum that `curriculum` wrote."""
-    raw = json.loads(Path(path).read_text(encoding="utf-8"))["curriculum"]
-    return Curriculum(**{name: _tuple_of(value) if isinstance(value, list) else value for name, value in raw.items()})
-
-
-def _tuple_of(items: list[Any]) -> tuple[Any, ...]:
-    return tuple(Pair(**item) if isinstance(item, dict) else item for item in items)
+    return Curriculum.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))["curriculum"])
 
 
 def curriculum(spec: Spec) -> Spec:
@@ -122,7 +116,7 @@ def curriculum(spec: Spec) -> Spec:
 
     prepare_environment()
     from hybridqa.engine.loop import together
-    from hybridqa.engine.protocol import Sampling
+    from hybridqa.engine.protocol import Completion, Sampling
     from hybridqa.engine.vllm import VllmEngine
     from hybridqa.ingest.passages import split_passages
     from hybridqa.ingest.readers import read_path
@@ -130,7 +124,10 @@ def curriculum(spec: Spec) -> Spec:
     from hybridqa.ingest.source import SourceText, normalise
     from hybridqa.models import DEFAULT_EMBEDDER, resolve_embedder, resolve_model
     from hybridqa.retrieval.embedder import Embedder
+    from hybridqa.training.facts import find_facts
+    from hybridqa.training.generator import EngineGenerator
     from hybridqa.training.lesson import chunks
+    from hybridqa.training.synthesis import stated
 
     settings = Settings()
     model = resolve_model(spec["model"], settings.cache_dir)
@@ -155,16 +152,18 @@ def curriculum(spec: Spec) -> Spec:
     engine = VllmEngine(model, max_model_len=settings.max_model_len, seed=spec["seed"])
     asyncio.run(engine.start())
 
-    def generate(texts: Sequence[str], max_tokens: int, stop: str) -> list[str]:
-        async def work() -> list[str]:
-            sampling = Sampling(max_tokens=max_tokens, stop=(stop,))
-            made = await together(engine.generate(prompts.encode_plain(text), sampling) for text in texts)
-            return [done.text for done in made]
+    def complete(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+        async def work() -> list[Completion]:
+            return await together(engine.generate(ids, sampling) for ids in prompts)
 
         return asyncio.run(work())
 
+    length = context_length(model.path, settings.max_model_len)
+    generator = EngineGenerator(complete, prompts, max_model_len=length, identity=model.hash)
     pieces = chunks(drafts, lambda text: len(prompts.encode_plain(text)))  # type: ignore[arg-type]  # heading, text
-    [made] = Synthesiser(generate, seed=spec["seed"]).run([(source.title, pieces)])
+    [made] = Synthesiser(generator, seed=spec["seed"]).run([(source.title, pieces)])
+    # In the form that is learned: the loss of an answer in another form says little about who learns faster.
+    made = replace(made, held_out=stated(made.held_out, find_facts(made.chunks)))
     asyncio.run(engine.close())
     about = {"document": Path(spec["document"]).name, "words": len(text.split()), "seed": spec["seed"]}
     about["sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -235,7 +234,7 @@ def reference(spec: Spec) -> Spec:
 
 
 def hybridqa(spec: Spec) -> Spec:
-    """One run of hybridqa's trainer, as its worker uses it."""
+    """One run of hybridqa's trainer on the pairs that the reference has: no second round, no prompts to leave alone."""
     trainer = make_trainer(spec)
     recipe = Recipe(**spec["recipe"])
     lesson = read_curriculum(spec["curriculum"])
@@ -354,6 +353,8 @@ def ablation(spec: Spec) -> Spec:
     rows = rows_of(students, recipe)
     plan = steps_of(rows, recipe)
     tokens = 1 if way == "shared chunk" else TEACHER_TOKENS
+    if way == "attention":
+        trainer._apart = False  # attention under one mask for the whole row
     if way == "lower layers" and recipe.first_layer > 0:
         trainer.lower = lambda row: None  # type: ignore[method-assign]
     widened = widen_logits(trainer) if way == "logits" else None

@@ -60,6 +60,7 @@ WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spe
     "shared chunk": ("the teacher reads the chunk once for each pair", {}),
     "top-k": ("the teacher's whole vocabulary is kept", {"recipe": {"top_k": 0}}),
     "packing": ("each example in a row and a step of its own", {}),
+    "attention": ("attention goes through all pairs of a pack's tokens, under a mask", {}),
     "lower layers": ("the layers below the adapter run at every step", {}),
     "upper half": ("every layer has an adapter", {"recipe": {"first_layer": 0.0}}),
     "logits": ("logits at all places", {}),

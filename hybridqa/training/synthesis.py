@@ -191,7 +191,7 @@ class Synthesiser:
             draft.title,
             draft.chunks,
             stated(draft.pairs, draft.facts),
-            stated([pair for pair in held_out if pair.question not in learned], draft.facts),
+            tuple(pair for pair in held_out if pair.question not in learned),
             dict(draft.critic.dropped),
             stated(draft.reserve, draft.facts),
         )
@@ -200,7 +200,8 @@ class Synthesiser:
 def stated(pairs: Iterable[Pair], facts: Sequence[Fact]) -> tuple[Pair, ...]:
     """The same questions, answered by the sentence that states the fact instead of its phrase.
 
-    A module that learns bare phrases stops reading: it answers so with the right passage in front of it, too.
+    A module that learns bare phrases stops reading: it answers so with the right passage in front of it, too. It is
+    tested by the phrases, since a question that leaves one open quotes the rest of its sentence.
     """
     return tuple(pair if pair.fact < 0 else replace(pair, answer=facts[pair.fact].statement) for pair in pairs)
 
