@@ -18,7 +18,7 @@ from hybridqa.files import atomic_write_text
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
-JOB_FORMAT = 4  # 2: curricula with a reserve and sampled answers; 3: with contexts; 4: answers are sentences
+JOB_FORMAT = 4  # 2: curricula with a reserve and sampled answers; 3: with contexts; 4: half the answers are sentences
 CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
 

@@ -197,13 +197,20 @@ class Synthesiser:
         )
 
 
-def stated(pairs: Iterable[Pair], facts: Sequence[Fact]) -> tuple[Pair, ...]:
-    """The same questions, answered by the sentence that states the fact instead of its phrase.
+def stated(pairs: Iterable[Pair], facts: Sequence[Fact], *, every: int = 2) -> tuple[Pair, ...]:
+    """The same questions, each `every`th about a fact answered by the sentence that states it instead of its phrase.
 
-    A module that learns bare phrases stops reading: it answers so with the right passage in front of it, too. It is
-    tested by the phrases, since a question that leaves one open quotes the rest of its sentence.
+    A module that learns bare phrases alone stops reading: it answers so with the right passage in front of it, too; one
+    that learns sentences alone never gives a short answer. Held-out questions are asked for phrases: a question that
+    leaves a phrase open quotes the rest of its sentence.
     """
-    return tuple(pair if pair.fact < 0 else replace(pair, answer=facts[pair.fact].statement) for pair in pairs)
+    told: list[Pair] = []
+    asked = 0
+    for pair in pairs:
+        asked += pair.fact >= 0
+        whole = pair.fact >= 0 and asked % every == 0
+        told.append(replace(pair, answer=facts[pair.fact].statement) if whole else pair)
+    return tuple(told)
 
 
 def _take_prose(draft: _Draft, kind: str, ask: str, written: Iterator[Completion]) -> None:
