@@ -124,10 +124,8 @@ def curriculum(spec: Spec) -> Spec:
     from hybridqa.ingest.source import SourceText, normalise
     from hybridqa.models import DEFAULT_EMBEDDER, resolve_embedder, resolve_model
     from hybridqa.retrieval.embedder import Embedder
-    from hybridqa.training.facts import find_facts
     from hybridqa.training.generator import EngineGenerator
     from hybridqa.training.lesson import chunks
-    from hybridqa.training.synthesis import stated
 
     settings = Settings()
     model = resolve_model(spec["model"], settings.cache_dir)
@@ -162,8 +160,6 @@ def curriculum(spec: Spec) -> Spec:
     generator = EngineGenerator(complete, prompts, max_model_len=length, identity=model.hash)
     pieces = chunks(drafts, lambda text: len(prompts.encode_plain(text)))  # type: ignore[arg-type]  # heading, text
     [made] = Synthesiser(generator, seed=spec["seed"]).run([(source.title, pieces)])
-    # In the form that is learned: the loss of an answer in another form says little about who learns faster.
-    made = replace(made, held_out=stated(made.held_out, find_facts(made.chunks)))
     asyncio.run(engine.close())
     about = {"document": Path(spec["document"]).name, "words": len(text.split()), "seed": spec["seed"]}
     about["sha256"] = hashlib.sha256(text.encode()).hexdigest()
