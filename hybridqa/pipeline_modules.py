@@ -140,7 +140,7 @@ class ModulePipeline(Parts):
         from hybridqa.modules.importing import checked_id
         from hybridqa.training.context_files import read_context, read_questions
         from hybridqa.training.distill import COUNT, Distiller
-        from hybridqa.training.recipe import recipe_for
+        from hybridqa.training.recipe import behaviour_recipe
 
         files = {
             ModuleKind.INSTRUCTIONS: instructions,
@@ -157,7 +157,7 @@ class ModulePipeline(Parts):
         if count is not None and count < 1:
             raise InputError(f"count={count!r} cannot be used; expected 1 or more.")
         self.catalog.require_collection(collection)
-        recipe = recipe_for(self.settings, objective)
+        recipe = behaviour_recipe(self.settings, objective)
         context = read_context(kind, path)
         asked = () if questions is None else read_questions(Path(questions))
         distiller = Distiller(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
 EPOCHS = 1.0
+B_RATIO = 8.0
 RATE = 0.3  # of the setting `learning_rate`, which suits packs of a dozen short prompts and adapters of half the layers
 Told = Callable[[int, int], None]
 
@@ -89,6 +90,8 @@ def extractor_recipe(settings: Settings, steps: int) -> Recipe:
         alpha=settings.module_alpha,
         first_layer=0.0,
         learning_rate=settings.learning_rate * RATE,
+        b_ratio=B_RATIO,
+        memory_mb=settings.train_memory_mb,
         epochs=EPOCHS,
         steps=steps,
         pack_tokens=PACK_TOKENS,

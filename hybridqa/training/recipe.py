@@ -5,13 +5,14 @@ Knows nothing about torch. Invariant: two runs with equal recipes, examples and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybridqa.config import Settings
 from hybridqa.errors import ConfigError
 
 OBJECTIVES = ("dcd", "prompt-distillation", "next-token", "sft")
 KEPT = ("bfloat16", "float32")
+BEHAVIOUR_B_RATIO = 8.0
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -87,6 +88,14 @@ class Recipe:
         if self.objective == "prompt-distillation":
             return Weights(kl=1.0, hidden=0.0)
         return Weights(kl=0.0, hidden=0.0, cross_entropy=1.0)
+
+
+def behaviour_recipe(settings: Settings, objective: str | None = None) -> Recipe:
+    """The recipe for instructions, examples and scratchpads.
+
+    They are one thing to learn, not many facts: B may be faster.
+    """
+    return replace(recipe_for(settings, objective), b_ratio=BEHAVIOUR_B_RATIO)
 
 
 def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:
