@@ -12,7 +12,7 @@ from hybridqa.errors import ConfigError
 
 OBJECTIVES = ("dcd", "prompt-distillation", "next-token", "sft")
 KEPT = ("bfloat16", "float32")
-BEHAVIOUR_B_RATIO = 8.0
+BEHAVIOUR_RATE, BEHAVIOUR_B_RATIO = 0.5, 8.0  # of the setting `learning_rate`; B's rate over A's
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -43,8 +43,8 @@ class Recipe:
     rank: int = 16
     alpha: int = 32
     first_layer: float = 0.5  # share of the lowest layers that get no adapter
-    learning_rate: float = 1e-3  # of A
-    b_ratio: float = 1.0  # B's learning rate over A's (LoRA+, arXiv 2402.12354, has it above 1: B starts at 0)
+    learning_rate: float = 2e-3  # of A
+    b_ratio: float = 2.0  # B's learning rate over A's (LoRA+, arXiv 2402.12354, has it above 1: B starts at 0)
     warmup: float = 0.06  # share of the steps
     epochs: float = 5.0  # passes over the examples, when steps is 0
     steps: int = 0
@@ -93,9 +93,10 @@ class Recipe:
 def behaviour_recipe(settings: Settings, objective: str | None = None) -> Recipe:
     """The recipe for instructions, examples and scratchpads.
 
-    They are one thing to learn, not many facts: B may be faster.
+    They are one thing to learn, not many facts: A may be slower and B faster.
     """
-    return replace(recipe_for(settings, objective), b_ratio=BEHAVIOUR_B_RATIO)
+    recipe = recipe_for(settings, objective)
+    return replace(recipe, learning_rate=recipe.learning_rate * BEHAVIOUR_RATE, b_ratio=BEHAVIOUR_B_RATIO)
 
 
 def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:
