@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
 EPOCHS = 1.0
 B_RATIO = 8.0
-RATE = (
-    0.15  # of the setting `learning_rate`, which suits small packs and adapters of half the layers
-)
+RATE = 0.15  # of the setting `learning_rate`, which suits small packs and adapters of half the layers
 Told = Callable[[int, int], None]
 
 
