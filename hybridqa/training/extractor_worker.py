@@ -17,10 +17,10 @@ from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder, messages_for
 from hybridqa.files import atomic_write_text, fsync_tree
-from hybridqa.training.companions import LazyCompanions
 from hybridqa.training.exercises import Exercise
 from hybridqa.training.extractor_gate import ExtractorReport, judge_extractor
 from hybridqa.training.extractor_job import ExtractorJob
+from hybridqa.training.lazy_companions import LazyCompanions
 from hybridqa.training.packing import Example
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.trainer import Trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hybridqa.training.companions import LazyCompanions
+from hybridqa.training.lazy_companions import LazyCompanions
 from hybridqa.training.lora import Companion
 
 ONE, TWO = Path("one"), Path("two")
