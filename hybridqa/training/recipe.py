@@ -97,8 +97,8 @@ def behaviour_recipe(settings: Settings, objective: str | None = None) -> Recipe
     facts: A may be slower and B faster.
     """
     recipe = recipe_for(settings, objective)
-    rates = {"learning_rate": recipe.learning_rate * BEHAVIOUR_RATE, "b_ratio": BEHAVIOUR_B_RATIO}
-    return replace(recipe, cross_entropy=0.0, trust=False, **rates)
+    rate = recipe.learning_rate * BEHAVIOUR_RATE
+    return replace(recipe, cross_entropy=0.0, trust=False, learning_rate=rate, b_ratio=BEHAVIOUR_B_RATIO)
 
 
 def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:
