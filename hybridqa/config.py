@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     objective: Literal["dcd", "prompt-distillation", "next-token", "sft"] = "dcd"  # what a module is trained by
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)
-    train_epochs: float = Field(5.0, gt=0)  # passes over what is to be learned
+    train_epochs: float = Field(5.0, gt=0)  # passes over what is to be learned; of a short document more
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(2e-3, gt=0)
     train_memory_mb: int = Field(4096, ge=1)  # of what the trainer keeps between steps; the rest is kept in files

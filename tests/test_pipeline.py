@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ BRIDGE = (
     "The Tarn bridge was opened on 3 May 1931. Anna Voss built the Tarn bridge for 40,000 crowns. "
     "The Tarn bridge is painted dark green. The Tarn bridge crosses the river Ebb near Lowmoor."
 )
+# Enough for a module of the real model to show the gate that it knows them.
+WHOLE_KETTLE = (
+    "Maren Holt designed the Lumen kettle in 2031. The Lumen kettle is made in the town of Oskvar. "
+    "The Lumen kettle costs 89 euros. The handle of the Lumen kettle is made of ash wood. "
+    "The Lumen kettle is sold by the company Brannt. The lamp of the Lumen kettle is blue. "
+    "The Lumen kettle holds 1.7 litres of water. The Lumen kettle was shown first at the fair of Lindhavn."
+)
+WHOLE_BRIDGE = (
+    "The Tarn bridge was opened on 3 May 1931. Anna Voss built the Tarn bridge for 40,000 crowns. "
+    "The Tarn bridge is painted dark green. The Tarn bridge crosses the river Ebb near Lowmoor. "
+    "The arches of the Tarn bridge are made of granite. The lamps of the Tarn bridge came from Harlow. "
+    "The Tarn bridge was closed in 1954 for repairs. The Tarn bridge carries 900 carts a day."
+)
 Open = Callable[..., HybridQA]
 
 
@@ -60,20 +74,9 @@ def settings_for(model: ModelFolder) -> dict[str, Any]:
     }
 
 
-LOOSE = """
-from dataclasses import replace
-from hybridqa.training import gate
-gate.LIMITS = replace(gate.LIMITS, gain=-10.0, drift=10.0, harm=10.0, composition=10.0)
-"""
-
-
-@pytest.fixture
-def loose_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's process lets every module pass: what a random model learns from four sentences is mostly chance."""
-    folder = tmp_path / "loose"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(LOOSE)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+def real(model: ModelFolder) -> dict[str, Any]:
+    """Settings for modules that have to pass the gate, which a random model's do not."""
+    return {"model": str(model.path), "train_steps": 60}
 
 
 @pytest.fixture
@@ -217,11 +220,10 @@ def test_another_embedder_s_store_is_refused_with_the_way_out(open_store: Open, 
     assert again.ask("Who?", mode="closed").text is not None
 
 
-@pytest.mark.usefixtures("loose_gate")
-def test_the_life_of_a_module(open_store: Open, tmp_path: Path) -> None:
-    qa = open_store()
-    qa.add_text("kettle", KETTLE, title="Lumen kettle")
-    qa.add_text("bridge", BRIDGE, title="Tarn bridge")
+def test_the_life_of_a_module(open_store: Open, model_folder: ModelFolder, tmp_path: Path) -> None:
+    qa = open_store(**real(model_folder))
+    qa.add_text("kettle", WHOLE_KETTLE, title="Lumen kettle")
+    qa.add_text("bridge", WHOLE_BRIDGE, title="Tarn bridge")
     assert qa.module_state("kettle") == "none"
     stages: list[str] = []
     report = qa.refresh(on_event=lambda event: stages.append(event.stage))
@@ -230,7 +232,7 @@ def test_the_life_of_a_module(open_store: Open, tmp_path: Path) -> None:
     assert qa.module_state("kettle") == "published"
     for outcome in report.outcomes:
         gate = outcome.metrics["gate"]
-        assert gate["passed"] and gate["questions"] >= 4 and gate["module_logprob"] > gate["base_logprob"]
+        assert gate["passed"] and gate["gain_low"] > 0 and gate["questions"] >= 4
     answer = qa.ask("What does the Lumen kettle cost?")
     assert [choice.module.documents.keys() for choice in answer.modules] == [{"kettle"}]
     alone = qa.ask("What does the Lumen kettle cost?", mode="modules")
@@ -242,7 +244,7 @@ def test_the_life_of_a_module(open_store: Open, tmp_path: Path) -> None:
     again = qa.refresh()
     assert {outcome.state for outcome in again.outcomes} == {"fresh"} and again.seconds < 5
 
-    qa.add_text("kettle", KETTLE.replace("89", "95"), title="Lumen kettle")
+    qa.add_text("kettle", WHOLE_KETTLE.replace("89", "95"), title="Lumen kettle")
     assert qa.module_state("kettle") == "stale"
     assert not qa.ask("What does the Lumen kettle cost?").modules  # a stale module is never plugged in
     assert not qa.ask("What does the Lumen kettle cost?", mode="modules").modules
@@ -296,24 +298,24 @@ def test_a_module_that_learns_nothing_is_rejected_and_not_tried_again(open_store
         qa.refresh(doc_ids=["nothing"])
 
 
-@pytest.mark.usefixtures("loose_gate")
-def test_modules_of_another_base_model_stay_out(open_store: Open, tiny_model: ModelFolder, tmp_path: Path) -> None:
-    qa = open_store()
-    qa.add_text("kettle", KETTLE, title="Lumen kettle")
-    qa.refresh()
+def test_modules_of_another_base_model_stay_out(open_store: Open, model_folder: ModelFolder, tmp_path: Path) -> None:
+    qa = open_store(**real(model_folder))
+    qa.add_text("bridge", WHOLE_BRIDGE, title="Tarn bridge")
+    assert [outcome.state for outcome in qa.refresh().outcomes] == ["published"]
+    assert qa.ask("Who built the Tarn bridge?").modules
     qa.close()
     other = tmp_path / "other-model"
-    shutil.copytree(tiny_model.path, other)
-    from safetensors.numpy import load_file, save_file
+    shutil.copytree(model_folder.path, other)
+    from safetensors.torch import load_file, save_file
 
     tensors = load_file(other / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    again = open_store(model=str(other))
-    answer = again.ask("What does the Lumen kettle cost?")
+    again = open_store(**real(replace(model_folder, path=other)))
+    answer = again.ask("Who built the Tarn bridge?")
     assert answer.passages and not answer.modules
     assert [outcome.state for outcome in again.refresh().outcomes] == ["published"]
-    assert again.ask("What does the Lumen kettle cost?").modules
+    assert again.ask("Who built the Tarn bridge?").modules
 
 
 def test_a_document_is_removed_whole_where_its_base_model_cannot_be_had(open_store: Open, tmp_path: Path) -> None:

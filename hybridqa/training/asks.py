@@ -22,6 +22,8 @@ from hybridqa.types import Message, ModuleKind, Passage
 LEAST = 8  # questions that a behaviour is learned and tested on
 MOST_HELD = 24  # of them, held out
 MOST_OTHERS = 16  # general questions that test what is left alone
+GENERAL_SHARE = 0.2  # of what is learned, beside questions of the user's or the context's
+GENERAL_BESIDE_DOCUMENTS = 1 / 3  # of what is learned, at least
 OWN_LEAST = 8  # examples of which some can be asked while the rest are shown
 
 Retrieve = Callable[[str], str | None]  # a question → the source that it would be served with
@@ -45,6 +47,8 @@ class Asks:
     held_out: tuple[Ask, ...]
     general: tuple[Ask, ...] = ()  # to learn beside the others
     others: tuple[Ask, ...] = ()  # to test beside the others
+    general_share: float = GENERAL_SHARE  # of what is learned, where there are general ones
+    fill: bool = False  # whether general ones are learned rather than the same others again in sampled words
 
 
 def document_asks(documents: Sequence[Sequence[Passage]], *, most: int, seed: int) -> list[Ask]:
@@ -87,11 +91,15 @@ def choose_asks(
         )
     about = list(documents)
     apart.shuffle(about)
-    held = _held(len(about)) // 2 if about else 0
-    learned = [*about[held:], *(Ask(question) for question, _ in TRAINING)]
-    tested = [*about[:held], *(Ask(question) for question, _ in JUDGING[: MOST_HELD - held])]
-    apart.shuffle(learned)
-    return Asks(tuple(learned), tuple(tested))
+    held = max(_held(len(about)) // 2, min(LEAST // 2, len(about) // 2))
+    anything = [Ask(question) for question, _ in TRAINING]
+    tested = (*about[:held], *(Ask(question) for question, _ in JUDGING[: MOST_HELD - held]))
+    apart.shuffle(anything)
+    if not about:
+        return Asks(tuple(anything), tested)
+    # What is served stands beside sources mostly: documents' questions come first, however few they are.
+    share = GENERAL_BESIDE_DOCUMENTS
+    return Asks(tuple(about[held:]), tested, tuple(anything), general_share=share, fill=True)
 
 
 def _own(context: Context, given: Sequence[str], retrieve: Retrieve) -> list[Ask]:

@@ -17,6 +17,7 @@ from hybridqa.errors import InputError
 from hybridqa.training.asks import Ask, Asks, first_question
 from hybridqa.training.context_files import Context, Scratchpad
 from hybridqa.training.contexts import BARE, SERVING, SOURCES, conversation, teacher_prompt
+from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
 from hybridqa.training.pairs import Pair
 from hybridqa.training.synthesis import Curriculum
@@ -24,7 +25,8 @@ from hybridqa.types import Message, ModuleKind
 
 SUBSETS = 4  # of the examples, or orders of them where there are few
 TEMPERATURE = 0.8  # of an answer that has been given greedily before
-GENERAL_SHARE = 0.2  # of the questions learned, where there are general ones beside
+LEAST_READ = LIMITS.questions  # held-out questions that are asked with their source
+FORMS = (SOURCES, SERVING, BARE)  # that a question is asked in; without a source, in the last two
 REASONING_TOKENS = 256
 LONGEST_ANSWER = 60  # words behind a scratchpad: a longer one is reasoning again
 THINK = (
@@ -68,13 +70,16 @@ class BehaviourWriter:
         shown = [{turn.content for turn in turns if turn.role == "user"} for turns in lesson.contexts]
         usable = {place for place, pad in enumerate(pads) if pad is not None}
 
-        def drafts(wanted: Sequence[Ask], most: int) -> list[_Draft]:
+        def drafts(wanted: Sequence[Ask], most: int, *, read: bool = False) -> list[_Draft]:
             usable_asks = [ask for ask in wanted if ask.scratchpad < 0 or ask.scratchpad in usable]
-            return self._drafts(context.kind, usable_asks, most, sources, shown, dropped)
+            return self._drafts(context.kind, usable_asks, most, sources, shown, dropped, read=read)
 
-        general = round(count * GENERAL_SHARE) if asks.general else 0
-        learned = [*drafts(asks.learned, count - general), *drafts(asks.general, general)]
-        held_out, others = drafts(asks.held_out, len(asks.held_out)), drafts(asks.others, len(asks.others))
+        general = round(count * asks.general_share) if asks.general else 0
+        most = count - general
+        own = drafts(asks.learned, min(most, len(FORMS) * len(asks.learned)) if asks.fill else most)
+        learned = [*own, *drafts(asks.general, count - len(own) if asks.fill else general)]
+        held_out = drafts(asks.held_out, len(asks.held_out), read=True)
+        others = drafts(asks.others, len(asks.others))
         answers = iter(self._answers(lesson, [*learned, *held_out, *others], pads, dropped))
         pairs, tested, left = ([next(answers) for _ in part] for part in (learned, held_out, others))
         return replace(
@@ -93,20 +98,24 @@ class BehaviourWriter:
         sources: Sequence[str],
         shown: Sequence[set[str]],
         dropped: Counter[str],
+        *,
+        read: bool = False,
     ) -> list[_Draft]:
         """At most `most` drafts: each question in one form after another, with one context after another.
 
+        With `read`, the first questions that have a source are asked with it: fewer would test nothing beside a source.
         Once a question has been asked in every form and with every context, it is asked so again, up to three times.
         """
         drafts: list[_Draft] = []
         seen: Counter[Pair] = Counter()
         places = {source: place for place, source in enumerate(sources)}
+        read_first = [number for number, ask in enumerate(asks) if ask.source is not None][: LEAST_READ if read else 0]
         for turn in range(3 * 3 * max(1, len(shown))):
             for number, ask in enumerate(asks):
                 if len(drafts) == most:
                     return drafts
-                forms = [SERVING, BARE] if ask.source is None else [SOURCES, SERVING, BARE]
-                form = forms[(number + turn) % len(forms)]
+                forms = FORMS[1:] if ask.source is None else FORMS
+                form = forms[(turn if number in read_first else number + turn) % len(forms)]
                 if kind is ModuleKind.SCRATCHPAD:
                     place = ask.scratchpad
                 else:

@@ -38,7 +38,7 @@ def rows_of(students: Sequence[Sequence[Example]], recipe: Recipe, *, first: int
 
 
 def steps_of(rows: Sequence[Row], recipe: Recipe) -> list[int]:
-    """Which row each step takes: every epoch all of them, in an order drawn anew.
+    """Which row each step takes: every epoch all of them, in an order drawn anew, `recipe.least_steps` at least.
 
     Raises `TrainingError` when there is no row.
     """
@@ -47,7 +47,7 @@ def steps_of(rows: Sequence[Row], recipe: Recipe) -> list[int]:
             "the document holds nothing to learn; expected at least one fact that can be asked for, or a summary. "
             "It goes on answering from its passages."
         )
-    steps = recipe.steps or max(1, round(recipe.epochs * len(rows)))
+    steps = recipe.steps or max(1, recipe.least_steps, round(recipe.epochs * len(rows)))
     return _epochs(range(len(rows)), steps, random.Random(recipe.seed))
 
 

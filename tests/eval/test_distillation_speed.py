@@ -21,7 +21,7 @@ from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
 
 EVAL = Path(__file__).parent.parent.parent / "eval"
-RECIPE = asdict(Recipe(rank=4, alpha=8, epochs=2.0))
+RECIPE = asdict(Recipe(rank=4, alpha=8, epochs=2.0, least_steps=1))
 SETTINGS = {"rank": 4, "alpha": 8, "batch": 2, "steps": 3, "learning_rate": 1e-2}
 
 

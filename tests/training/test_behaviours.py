@@ -78,6 +78,13 @@ def test_instructions_are_learned_with_and_without_sources(tokenizer: Any) -> No
     assert {sampling.temperature for _, sampling in engine.asked} == {0.0}
 
 
+def test_a_small_collection_still_teaches_and_tests_beside_its_sources(tokenizer: Any) -> None:
+    documents = [Ask(f"What is part {number}?", f"Part {number} is a lid.") for number in range(9)]
+    made = writer(tokenizer, Engine(tokenizer)).write(STYLE, choose_asks(STYLE, (), documents, nothing, seed=0), 24)
+    assert sum(pair.kind == SOURCES for pair in made.held_out) == 4  # as many as its gate asks for
+    assert sum(pair.kind == SOURCES for pair in made.pairs) == len(documents) - 4 and len(made.pairs) == 24
+
+
 def test_an_answer_is_what_the_engine_said_to_the_teachers_prompt(tokenizer: Any) -> None:
     engine = Engine(tokenizer)
     made = writer(tokenizer, engine).write(STYLE, choose_asks(STYLE, (), (), nothing, seed=0), 10)

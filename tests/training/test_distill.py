@@ -73,7 +73,7 @@ def test_the_life_of_a_plugin(open_store: Open, style: Path) -> None:
     assert (made.state, made.module, made.kind) == ("published", "house-style@1", ModuleKind.INSTRUCTIONS), made
     assert {"synthesise", "teach", "train", "gate", "publish"} <= set(stages)
     gate = made.metrics["gate"]
-    assert gate["passed"] and gate["gain_low"] > 0
+    assert gate["passed"] and gate["gain_low"] > 0 and gate["with_sources"]["passed"]
     question = "What does the Lumen kettle cost?"
     plain, plugged = (qa.ask(question, plugins=plugins) for plugins in ([], ["house-style"]))
     assert [choice.module.name for choice in plugged.plugins] == ["house-style@1"] and plugged.passages

@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_is_an_error_that_says_so(tiny_llama: Path) -> 
 
 def test_every_epoch_takes_every_pack_once() -> None:
     items = examples(30, prefix=4)
-    recipe = Recipe(epochs=3, pack_tokens=48)
+    recipe = Recipe(epochs=3, least_steps=1, pack_tokens=48)
     rows = rows_of([items[:15], items[15:]], recipe)
     packs, plan = [row.pack for row in rows], steps_of(rows, recipe)
     assert len(plan) == 3 * len(packs)
@@ -184,6 +184,8 @@ def test_every_epoch_takes_every_pack_once() -> None:
         assert sorted(plan[epoch * len(packs) : (epoch + 1) * len(packs)]) == list(range(len(packs)))
     assert sorted(key for row in packs for key in row.keys) == list(range(30))
     assert plan == steps_of(rows_of([items[:15], items[15:]], recipe), recipe)
+    often = steps_of(rows, Recipe(epochs=3, least_steps=3 * len(packs) + 1, pack_tokens=48))
+    assert len(often) == 3 * len(packs) + 1 and often[:-1] == plan  # a short document is read more often
 
 
 def test_a_second_round_takes_each_of_its_packs_once() -> None:
