@@ -198,6 +198,7 @@ class ModulePipeline(Parts):
         questions_per_document: int = 50,
         steps: int = 0,
         modules: bool = True,
+        module_documents: int | None = None,
         publish: bool = True,
         output: str | Path | None = None,
         on_event: Callable[[RefreshEvent], None] | None = None,
@@ -205,8 +206,9 @@ class ModulePipeline(Parts):
         """Trains an extractor for a collection on other documents and their questions; blocks until done.
 
         `docs` and `questions` are JSON lines (see README). The documents go into a store of their own in the folder
-        `work` (default: one inside this store), with modules unless `modules` is false. At most `documents` of them
-        are used, with `questions_per_document` (0: all) questions each; `steps` is 0 for one pass over the questions.
+        `work` (default: one inside this store), with modules unless `modules` is false, at most `module_documents` of
+        them. At most `documents` are used, with `questions_per_document` (0: all) questions each; `steps` is 0 for one
+        pass over the questions.
         With `publish` it becomes a version in the registry, current when it passed its gate; `output` is a new folder
         for it outside. The same call again takes up what a killed one left.
         Raises `InputError`, `CollectionNotFoundError`, `TrainingError`, and `StoreError` when another is at work.
@@ -221,6 +223,7 @@ class ModulePipeline(Parts):
             questions_per_document=questions_per_document,
             steps=steps,
             modules=modules,
+            module_documents=module_documents,
             publish=publish,
             output=None if output is None else Path(output),
         )

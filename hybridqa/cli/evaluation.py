@@ -45,11 +45,13 @@ def grid(
         ),
     ] = None,
     extractor: Annotated[
-        Path | None, typer.Option("--extractor", help="Folder of a task extractor, for the arms with KE.")
+        Path | None,
+        typer.Option("--extractor", help="Folder of a task extractor, for the arms with KE; default: the model's own."),
     ] = None,
     extractor_rag: Annotated[
         Path | None, typer.Option("--extractor-rag", help="One trained without modules, for RAG+KE.")
     ] = None,
+    no_extractor: Annotated[bool, typer.Option("--no-extractor", help="Leave the arms with KE out.")] = False,
     route: Annotated[
         str, typer.Option("--route", help="Whose module: the gold document's ('gold'), or the 'router''s choice.")
     ] = "gold",
@@ -93,6 +95,7 @@ def grid(
         objectives=_names(objectives),
         extractor=extractor,
         extractor_rag=extractor_rag,
+        no_extractor=no_extractor,
         route=route,
         passages=passages,
         compose=_numbers(compose),

@@ -36,6 +36,10 @@ def train_extractor(
     no_modules: Annotated[
         bool, typer.Option("--no-modules", help="Train it on passages alone: the fair comparison.")
     ] = False,
+    module_documents: Annotated[
+        int | None,
+        typer.Option("--module-documents", help="Make modules for at most so many of them; default: for all."),
+    ] = None,
     no_publish: Annotated[
         bool, typer.Option("--no-publish", help="Leave the registry as it is; the extractor goes to --output.")
     ] = False,
@@ -55,6 +59,7 @@ def train_extractor(
             questions_per_document=questions_per_document,
             steps=steps,
             modules=not no_modules,
+            module_documents=module_documents,
             publish=not no_publish,
             output=folder,
             on_event=ProgressLines(bar).show,

@@ -1,5 +1,7 @@
 """A task extractor as the grid plugs it in: a PEFT folder, and how much its companions' modules weigh beside it.
 
+Two come with the package for the embedded model: one trained with modules, one with passages alone.
+
 Knows nothing about how it was trained. Invariant: one that was loaded belongs to the base model in use, and its weights
 are finite numbers by layer.
 """
@@ -17,6 +19,9 @@ from hybridqa.errors import AdapterError, BaseModelMismatchError
 from hybridqa.modules.adapter import LoraAdapter, read_adapter
 from hybridqa.modules.manifest import MANIFEST_FILE
 from hybridqa.types import Weight
+
+BUNDLED = Path(__file__).parent.parent / "extractors"
+WITH_MODULES, PASSAGES_ALONE = "extractor", "extractor-passages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,15 @@ class Extractor:
                 f"{str(module.path)!r}; expected one for each layer. Train it beside modules of this recipe."
             )
         return {name: float(self.module_weights[name]) for name in module.targets}
+
+
+def bundled(model: str) -> tuple[Path | None, Path | None]:
+    """The folders of the extractors that come with the package for a model's alias: with modules, passages alone."""
+    folder = BUNDLED / model
+    if not model or Path(model).name != model or not (folder / WITH_MODULES / MANIFEST_FILE).is_file():
+        return None, None
+    alone = folder / PASSAGES_ALONE
+    return folder / WITH_MODULES, alone if (alone / MANIFEST_FILE).is_file() else None
 
 
 def _is_weight(value: Any) -> bool:

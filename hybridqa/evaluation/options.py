@@ -23,7 +23,7 @@ from hybridqa.evaluation.datasets import (
     read_questions,
     sample,
 )
-from hybridqa.evaluation.extractors import Extractor
+from hybridqa.evaluation.extractors import Extractor, bundled
 
 ROUTES = ("gold", "router")
 OWN_SETTINGS = frozenset({"store", "name", "max_lora_rank", "passages", "max_answer_tokens", "seed"})
@@ -37,8 +37,9 @@ class GridOptions:
     questions: Path
     arms: Sequence[str] | None = None  # None: all that can be had
     objectives: Sequence[str] | None = None  # the first is the main one; None: those of the comparison
-    extractor: Path | None = None
+    extractor: Path | None = None  # None: the one that comes with the package for the model, if any
     extractor_rag: Path | None = None  # trained without modules: for RAG+KE
+    no_extractor: bool = False
     route: str = "gold"  # whose module a question gets: its gold document's, or the "router"'s choice
     passages: int | None = None  # None: the setting's
     compose: Sequence[int] = ()
@@ -78,9 +79,15 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
     objectives = check_objectives(COMPARED if options.objectives is None else options.objectives)
     if options.extractor_rag is not None and options.extractor is None:
         raise ConfigError("--extractor-rag was given without --extractor; expected both, or --extractor alone.")
-    arms, absent = choose_arms(options.arms, objectives, options.compose, extractor=options.extractor is not None)
-    extractor = None if options.extractor is None else Extractor.load(options.extractor)
-    extractor_rag = None if options.extractor_rag is None else Extractor.load(options.extractor_rag)
+    if options.extractor is not None and options.no_extractor:
+        raise ConfigError("--extractor was given with --no-extractor; expected one of them.")
+    folders = (options.extractor, options.extractor_rag)
+    if options.extractor is None and not options.no_extractor:
+        folders = bundled(settings.model)
+    arms, absent = choose_arms(options.arms, objectives, options.compose, extractor=folders[0] is not None)
+    extractor, extractor_rag = (None if folder is None else Extractor.load(folder) for folder in folders)
+    if not any(arm.extractor for arm in arms):
+        extractor = extractor_rag = None
     documents = read_documents(options.docs)
     every = read_questions(options.questions, documents)
     seed = settings.seed if options.seed is None else options.seed

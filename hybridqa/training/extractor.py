@@ -133,12 +133,13 @@ class ExtractorMaker:
         """Everything behind the choice of documents: the report, the state, the module's name."""
         say = partial(self._tell, tell, options)
         doc_ids = [document.doc_id for document in chosen.documents]
+        taught = chosen.with_modules(options.module_documents) if options.modules else []
         with self._open_work(work) as other:  # and closed again: the trainer has no engine beside it
             for place, document in enumerate(chosen.documents):
                 say("add", place, len(doc_ids))
                 other.add_text(document.doc_id, document.text, title=document.title)
-            if options.modules:
-                other.refresh(collection=DEFAULT_COLLECTION, doc_ids=doc_ids, on_event=tell)
+            if taught:
+                other.refresh(collection=DEFAULT_COLLECTION, doc_ids=taught, on_event=tell)
         with self._open_work(work) as other:
             material = Material.gather(other, chosen, options, lambda done, total: say("exercises", done, total))
             folder = other.settings.module_dir / "work" / material.job.name

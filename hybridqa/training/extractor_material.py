@@ -7,7 +7,7 @@ held-out document or has one's module plugged in, and equal stores and options g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ class Material:
 
         Raises `TrainingError` when modules are wanted and there is none, `InputError` when no question can be asked.
         """
-        modules = _modules(work, chosen) if options.modules else {}
+        taught = chosen.with_modules(options.module_documents) if options.modules else []
+        modules = _modules(work, chosen, set(taught)) if options.modules else {}
         mixture = options.mixture if options.modules else options.mixture.without_modules()
         learned = [name for name in modules if name not in chosen.held_out]
         exercises, dropped = _draw(_writer(work, learned), chosen.train, mixture, tell)
@@ -127,10 +128,12 @@ def _draw(
     return exercises, dict(dropped)
 
 
-def _modules(work: HybridQA, chosen: Split) -> dict[str, Module]:
-    """The fresh module in service of each document that has one."""
+def _modules(work: HybridQA, chosen: Split, taught: Collection[str]) -> dict[str, Module]:
+    """The fresh module in service of each document that has one, of those in `taught`."""
     found: dict[str, Module] = {}
     for document in chosen.documents:
+        if document.doc_id not in taught:
+            continue
         for module in work.catalog.modules_for_documents(DEFAULT_COLLECTION, [document.doc_id]):
             fresh = module.documents.get(document.doc_id) == hash_of(document)
             if fresh and module.base_model_hash == work.model.hash:
@@ -138,7 +141,7 @@ def _modules(work: HybridQA, chosen: Split) -> dict[str, Module]:
                 found[document.doc_id] = module
     if not found:
         raise TrainingError(
-            f"none of the modules of {len(chosen.documents)} documents passed its gate; expected at least one to stand "
+            f"none of the modules of {len(taught)} documents passed its gate; expected at least one to stand "
             "beside the extractor. Give longer documents, or train it on passages alone with --no-modules."
         )
     return found

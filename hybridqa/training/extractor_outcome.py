@@ -25,6 +25,7 @@ class ExtractorOptions:
     questions_per_document: int = QUESTIONS_PER_DOCUMENT
     steps: int = 0
     modules: bool = True
+    module_documents: int | None = None  # that get modules; None: all
     publish: bool = True
     output: Path | None = None
     mixture: Mixture = field(default_factory=Mixture)
