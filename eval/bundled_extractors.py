@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="a new folder for both")
     parser.add_argument("--from", dest="parts", nargs="+", default=PARTS, metavar="NAME=COUNT")
-    parser.add_argument("--questions", type=int, default=14, help="of each document, at most")
+    parser.add_argument("--questions", type=int, default=9, help="of each document, at most")
     parser.add_argument("--module-documents", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
