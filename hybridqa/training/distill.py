@@ -23,14 +23,13 @@ from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import InputError, StoreError, TrainingError
 from hybridqa.models import ModelFolder
-from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry
-from hybridqa.provenance import commit, hardware
 from hybridqa.training.asks import Ask, Retrieve, choose_asks, document_asks
 from hybridqa.training.behaviours import BehaviourWriter
 from hybridqa.training.context_files import Context, Scratchpad
 from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
+from hybridqa.training.job_folder import RESULT, circumstances, result_manifest, take_up
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
@@ -39,7 +38,6 @@ from hybridqa.types import Module, ModuleKind, ModuleStatus
 
 COUNT = 96  # pairs to learn
 DOCUMENTS = 40  # of a collection, at most, to ask about
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class Distiller:
         try:
             with FileLock(self._work_dir / ".distill.lock", timeout=0):
                 folder = self._folder(module_id, collection, content, recipe, force)
-                if not self._take_up(folder):
+                if not take_up(folder, circumstances(self._model, self._settings)):
                     tell(RefreshEvent(collection, module_id, "synthesise"))
                     self._write_job(folder, context, module_id, collection, questions, count, content, recipe)
                 return self._train(folder, tell)
@@ -155,28 +153,6 @@ class Distiller:
                 shutil.rmtree(other, ignore_errors=True)
         return folder
 
-    def _take_up(self, folder: Path) -> bool:
-        """Whether there is such a job, which then hears where the model is now."""
-        if (folder / "result.json").is_file():
-            return True
-        try:
-            job = Job.load(folder)
-        except _UNREADABLE:
-            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of who knows what data
-            return False
-        now = replace(job, **self._circumstances())
-        if now != job:
-            now.save(folder)
-        return True
-
-    def _circumstances(self) -> dict[str, Any]:
-        return {
-            "model_name": self._model.name,
-            "model_path": str(self._model.path),
-            "context_tokens": self._settings.context_tokens,
-            "max_model_len": context_length(self._model.path, self._settings.max_model_len),
-        }
-
     def _write_job(
         self,
         folder: Path,
@@ -211,7 +187,7 @@ class Distiller:
             model_hash=self._model.hash,
             recipe=asdict(recipe),
             curriculum=writer.write(context, asks, count),
-            **self._circumstances(),
+            **circumstances(self._model, self._settings),
         ).save(folder)
 
     def _document_asks(self, collection: str) -> list[Ask]:
@@ -249,34 +225,22 @@ class Distiller:
         return self._publish(folder, job, tell)
 
     def _events(self, folder: Path) -> Iterator[dict[str, Any]]:
-        return iter(()) if (folder / "result.json").is_file() else train([folder], again="hybridqa distill")
+        return iter(()) if (folder / RESULT).is_file() else train([folder], again="hybridqa distill")
 
     def _publish(self, folder: Path, job: Job, tell: Callable[[RefreshEvent], None]) -> DistillOutcome:
         """Makes the result in `folder` the next version of the plug-in."""
         started = time.perf_counter()
         kind = job.curriculum.kind
         try:
-            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            metrics = {
-                **result["metrics"],
-                "recipe": result["recipe"],
-                "reason": result["reason"],
-                "content": job.content_hash,
-            }
-            manifest = Manifest(
+            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            manifest = result_manifest(
+                result,
+                self._model,
+                self._settings.seed,
+                {"content": job.content_hash},
                 module_id=job.module_id,
                 collection=job.collection,
                 kind=kind,
-                base_model=self._model.name,
-                base_model_hash=self._model.hash,
-                rank=result["rank"],
-                alpha=result["alpha"],
-                targets=result["targets"],
-                recipe=result["recipe"],
-                seeds={"train": result["recipe"]["seed"], "synthesis": self._settings.seed},
-                hardware=hardware(),
-                commit=commit(),
-                metrics=metrics,
             )
             module = self._registry.publish(folder / "adapter", manifest, result["passed"])
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -286,8 +250,8 @@ class Distiller:
             ) from error
         shutil.rmtree(folder, ignore_errors=True)
         state = "published" if result["passed"] else "rejected"
-        seconds = metrics["seconds"]["total"] + time.perf_counter() - started
+        seconds = manifest.metrics["seconds"]["total"] + time.perf_counter() - started
         tell(RefreshEvent(job.collection, job.module_id, "publish", 1, 1, f"{state}: {result['reason']}"))
         return DistillOutcome(
-            job.collection, job.module_id, kind, module.name, state, result["reason"], seconds, metrics
+            job.collection, job.module_id, kind, module.name, state, result["reason"], seconds, dict(manifest.metrics)
         )

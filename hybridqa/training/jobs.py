@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hybridqa.modules.registry import module_id_for
 from hybridqa.training.curricula import CurriculumCache
 from hybridqa.training.endpoint import EndpointGenerator
 from hybridqa.training.generator import Complete, EngineGenerator, Generator
+from hybridqa.training.job_folder import UNREADABLE, circumstances, take_up
 from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.sampled import with_sampled
@@ -30,7 +31,6 @@ from hybridqa.types import Document, Passage
 
 SAMPLING_OBJECTIVES = frozenset(("prompt-distillation",))  # these learn from the engine's own answers
 QUESTION_ROOM = 192  # tokens left for a question and its answer beside two chunks
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 IsCurrent = Callable[[str, str, str], bool]  # whether a collection's document still has this content hash
 
@@ -103,7 +103,8 @@ class JobWriter:
         documents = list(documents)
         pairs = [(document, recipe) for document in documents for recipe in recipes]
         folders = [self.folder(document.module_id, document.content_hash, recipe) for document, recipe in pairs]
-        new = [(*pair, folder) for pair, folder in zip(pairs, folders, strict=True) if not self._take_up(folder)]
+        now = circumstances(self._model, self._settings)
+        new = [(*pair, folder) for pair, folder in zip(pairs, folders, strict=True) if not take_up(folder, now)]
         curricula = self.curricula(list(dict.fromkeys(document for document, _, _ in new)), tell)
         wanted = [document for document, recipe, _ in new if _needs_samples(recipe)]
         sampled = self._sampled({document: curricula[document] for document in wanted})
@@ -135,7 +136,7 @@ class JobWriter:
             try:
                 job = Job.load(folder)
                 outdated = not is_current(job.collection, job.doc_id, job.content_hash)
-            except _UNREADABLE:
+            except UNREADABLE:
                 outdated = True
             if outdated:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -164,31 +165,8 @@ class JobWriter:
             recipe=asdict(recipe),
             curriculum=curriculum,
             **others,
-            **self._circumstances(),
+            **circumstances(self._model, self._settings),
         )
-
-    def _take_up(self, folder: Path) -> bool:
-        """Whether there is such a job, which then hears of what is not in its name and may have changed since."""
-        if (folder / "result.json").is_file():
-            return True
-        try:
-            job = Job.load(folder)
-        except _UNREADABLE:
-            shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of who knows what data
-            return False
-        now = replace(job, **self._circumstances())
-        if now != job:
-            now.save(folder)
-        return True
-
-    def _circumstances(self) -> dict[str, Any]:
-        """What a job says that does not decide its result: where the model is now, and how long a prompt may be."""
-        return {
-            "model_name": self._model.name,
-            "model_path": str(self._model.path),
-            "context_tokens": self._settings.context_tokens,
-            "max_model_len": self._max_model_len,
-        }
 
     def _chunks(self, passages: Sequence[Passage]) -> tuple[str, ...]:
         return tuple(chunks(passages, lambda text: len(self._prompts.encode_plain(text))))

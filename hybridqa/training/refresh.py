@@ -21,10 +21,9 @@ from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
 from hybridqa.errors import HybridQAError, StorageFullError, StoreError
 from hybridqa.models import ModelFolder
-from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
-from hybridqa.provenance import commit, hardware
 from hybridqa.training.generator import Complete
+from hybridqa.training.job_folder import RESULT, result_manifest
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job
 from hybridqa.training.others import others_of, tell_others
@@ -157,7 +156,7 @@ class Refresher:
         """Events of the trainer's process; jobs that need none, finished by an earlier one or empty, come first."""
         open_jobs = []
         for folder in (self._work_dir / name for name in todo):
-            if (folder / "result.json").is_file():
+            if (folder / RESULT).is_file():
                 yield folder.name, {"stage": "done"}
             elif not Job.load(folder).curriculum.pairs:  # the folder stays: the next refresh knows at once
                 yield folder.name, {"stage": "empty"}
@@ -198,27 +197,19 @@ class Refresher:
     def _publish(self, folder: Path, document: DocumentSummary, tell: Callable[[RefreshEvent], None]) -> RefreshOutcome:
         """Makes the result in `folder` the next version of the document's module."""
         collection, doc_id = document.collection, document.doc_id
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        metrics = {**result["metrics"], "recipe": result["recipe"], "reason": result["reason"]}
-        manifest = Manifest(
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        manifest = result_manifest(
+            result,
+            self._model,
+            self._settings.seed,
+            {},
             module_id=module_id_for(collection, doc_id),
-            version=0,  # the registry gives the number
             collection=collection,
             documents={doc_id: document.content_hash},
-            base_model=self._model.name,
-            base_model_hash=self._model.hash,
-            rank=result["rank"],
-            alpha=result["alpha"],
-            targets=result["targets"],
-            recipe=result["recipe"],
-            seeds={"train": result["recipe"]["seed"], "synthesis": self._settings.seed},
-            hardware=hardware(),
-            commit=commit(),
-            metrics=metrics,
         )
         module = self._registry.publish(folder / "adapter", manifest, result["passed"])
         shutil.rmtree(folder, ignore_errors=True)
         seconds = result["metrics"]["seconds"]["total"]
         state = "published" if result["passed"] else "rejected"
         tell(RefreshEvent(collection, doc_id, "publish", 1, 1, f"{state}: {result['reason']}"))
-        return RefreshOutcome(collection, doc_id, module.name, state, result["reason"], seconds, metrics)
+        return RefreshOutcome(collection, doc_id, module.name, state, result["reason"], seconds, dict(manifest.metrics))

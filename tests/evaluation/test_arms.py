@@ -17,6 +17,7 @@ from hybridqa.evaluation.datasets import EvalQuestion
 from hybridqa.evaluation.gold import gold_chunk
 from hybridqa.evaluation.options import GridOptions, make_plan
 from hybridqa.models import ModelFolder
+from hybridqa.modules.adapter import read_adapter
 
 OBJECTIVES = ("dcd", "next-token")
 
@@ -97,6 +98,7 @@ def options(tmp_path: Path) -> GridOptions:
         ({"passages": 0}, "--passages is 0"),
         ({"compose": (1, 4)}, "needs 4 documents with questions; 3"),
         ({"extractor_rag": Path("x")}, "without --extractor"),
+        ({"extractor": Path("x"), "no_extractor": True}, "with --no-extractor"),
         ({"extractor": Path("/no/such/folder")}, "/no/such/folder"),
         ({"docs": Path("/no/such/file")}, "/no/such/file"),
     ],
@@ -140,3 +142,25 @@ def test_an_extractor_says_how_its_modules_weigh(
         extractor.check_base_model(tiny_model.hash)
     with pytest.raises(AdapterError, match=r"no weight for layer 'model\.layers\.0"):
         extractor.weight_of(extractor.adapter)
+
+
+def test_the_packages_own_extractors_are_plugged_in_for_their_model_alone(
+    options: GridOptions, model_folder: ModelFolder, tiny_model: ModelFolder
+) -> None:
+    plan = make_plan(options, Settings())
+    assert not plan.absent and {"KE", "RAG+KE", "KM+KE", "RAG+KM+KE"} <= {arm.name for arm in plan.arms}
+    assert plan.extractor is not None and plan.extractor_rag is not None
+    for extractor in (plan.extractor, plan.extractor_rag):
+        extractor.check_base_model(model_folder.hash)
+    (module,) = (Path(__file__).parents[2] / "modules" / "demo").rglob("adapter_config.json")
+    weights = plan.extractor.weight_of(read_adapter(module.parent))
+    assert isinstance(weights, dict) and len(set(weights.values())) > 1  # learned, for each layer
+    assert plan.extractor_rag.weight_of(read_adapter(module.parent)) == 1.0  # it has met no module
+    for changed, settings in (
+        (replace(options, no_extractor=True), Settings()),
+        (options, Settings(model=str(tiny_model.path))),
+        (options, Settings(model="../smollm2-135m")),
+    ):
+        plan = make_plan(changed, settings)
+        assert plan.extractor is None and set(plan.absent) == {"KE", "RAG+KE", "KM+KE", "RAG+KM+KE"}
+    assert make_plan(replace(options, arms=("closed",)), Settings()).extractor is None
