@@ -7,6 +7,7 @@ compared on the same questions only.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from hybridqa.provenance import commit, hardware
 
 LOGPROB = "answer_logprob"
 MEASURES = (*METRICS, LOGPROB)
+_FOLDERS = re.compile(r"(?<![^\s=])/(?:[^\s/]+/)+")  # what stands before the last name of an absolute path
 Scores = dict[str, list[float]]  # by measure, in the order of the questions
 
 
@@ -32,7 +34,7 @@ def make_report(result: GridResult) -> dict[str, Any]:
     clusters = [cluster_of(question) for question in plan.questions]
     scores = {answers.arm.name: _scores(result, answers) for answers in result.answers}
     return {
-        **_provenance(result),
+        **without_folders(_provenance(result)),
         "arms": {answers.arm.name: _arm(answers, scores[answers.arm.name], clusters) for answers in result.answers},
         "absent": plan.absent,
         "differences": {
@@ -82,6 +84,17 @@ def _provenance(result: GridResult) -> dict[str, Any]:
         },
         "work": result.work,
     }
+
+
+def without_folders(found: Any) -> Any:
+    """The same without the folders of absolute paths, whole or as words of a text: a report may be shown to anybody."""
+    if isinstance(found, dict):
+        return {name: without_folders(value) for name, value in found.items()}
+    if isinstance(found, Path):
+        return found.name if found.is_absolute() else str(found)
+    if isinstance(found, str):
+        return _FOLDERS.sub("", found)
+    return found
 
 
 def _scores(result: GridResult, answers: ArmAnswers) -> Scores:

@@ -136,7 +136,7 @@ def test_every_arm_is_asked_what_it_says(result: GridResult) -> None:
 
 
 def test_objectives_share_a_curriculum_and_nothing_else(result: GridResult, work: Path) -> None:
-    jobs = [Job.load(path.parent) for path in work.glob("store-*/modules/default/work/job-*/job.json")]
+    jobs = [Job.load(path.parent) for path in work.glob("store-*/modules/default/*/job-*/job.json")]
     by_document: dict[str, list[Job]] = {}
     for job in sorted(jobs, key=lambda job: str(job.recipe["objective"])):
         by_document.setdefault(job.doc_id, []).append(job)
