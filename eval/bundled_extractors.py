@@ -17,7 +17,7 @@ from typing import Any
 
 from hybridqa import HybridQA
 
-PARTS = ("amazon_train=14", "newwiki_train=10", "covidqa=6")
+PARTS = ("amazon_train=18", "newwiki_train=12", "covidqa=8")
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="a new folder for both")
     parser.add_argument("--from", dest="parts", nargs="+", default=PARTS, metavar="NAME=COUNT")
-    parser.add_argument("--questions", type=int, default=9, help="of each document, at most")
-    parser.add_argument("--module-documents", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=10, help="of each document, at most")
+    parser.add_argument("--module-documents", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from hybridqa.errors import (
 )
 from hybridqa.modules.manifest import read_manifest
 from hybridqa.modules.registry import ModuleRegistry
+from hybridqa.routing.shares import scaled, share_of
 from hybridqa.types import Mode, Module, ModuleChoice, Route
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,12 @@ class Companions:
         return sum(choice.module.rank for choice in self.choices)
 
     def join(self, route: Route) -> Route:
-        """The route with these beside its modules, which get the weights that the extractor was trained with."""
+        """The route with these beside its modules, with the weights that the extractor was trained with."""
         modules = route.modules
         if self.module_weights is not None:
-            modules = tuple(replace(choice, weight=self.module_weights) for choice in modules)
+            modules = tuple(
+                replace(choice, weight=scaled(self.module_weights, share_of(len(modules)))) for choice in modules
+            )
         return replace(
             route,
             modules=modules,

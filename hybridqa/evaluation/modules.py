@@ -1,6 +1,7 @@
 """The modules of a grid: one for each document and objective, trained by the product's own trainer from one curriculum.
 
-Knows nothing about questions or arms. Invariant: a curriculum is made once for a document, whatever the objectives; a
+Each is trained beside those of the documents before it, as in a store that is refreshed. Knows nothing about the
+questions that are asked or about arms. Invariant: a curriculum is made once for a document, whatever the objectives; a
 job that has ended is never trained again, and one that was killed goes on from its checkpoint. The gate's verdict is on
 record and decides nothing here.
 """
@@ -17,15 +18,19 @@ from typing import Any
 from hybridqa.errors import TrainingError
 from hybridqa.files import atomic_write_text
 from hybridqa.modules.adapter import WEIGHTS_FILE, LoraAdapter, read_adapter
+from hybridqa.modules.manifest import MANIFEST_FILE, write_manifest
 from hybridqa.pipeline import HybridQA
-from hybridqa.training.jobs import JobWriter, job_document
+from hybridqa.training.job_folder import RESULT, result_manifest
+from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job, chunks
+from hybridqa.training.others import questions_about_others, some_of, tell_job
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import DEFAULT_COLLECTION
 
 SECONDS_FILE = "seconds.json"  # in a job: what its synthetic data took
 AT_A_TIME = 8  # documents whose curricula are made together; a kill costs so many
+BEHIND = 2  # a job hears of the documents before it but the last: by then that one's successor is under way
 Tell = Callable[[str, int, int], None]  # what is being done, how far, of how much
 
 
@@ -76,7 +81,7 @@ class GridModules:
         began = time.perf_counter()
         catalog = self._store.catalog
         documents = [job_document(catalog, catalog.get_document(DEFAULT_COLLECTION, doc_id)) for doc_id in doc_ids]
-        folders = iter(self._jobs.write_jobs(documents, recipes))
+        folders = iter(self._jobs.write_jobs(documents, recipes, others=self._others))
         jobs = {(doc_id, recipe.objective): next(folders) for doc_id in doc_ids for recipe in recipes}
         seconds = (time.perf_counter() - began) / len(doc_ids)
         for folder in jobs.values():
@@ -84,28 +89,60 @@ class GridModules:
                 atomic_write_text(folder / SECONDS_FILE, json.dumps(seconds))
         return jobs
 
+    def _others(self, document: JobDocument, recipe: Recipe) -> dict[str, Any]:
+        asked = questions_about_others(self._store.catalog, document.collection, document.doc_id, recipe)
+        return {"off_topic": asked}
+
+    def _tell_of_others(self, jobs: dict[tuple[str, str], Path], doc_id: str, objective: str) -> None:
+        """Has a job hear of the modules that the documents before its own have by now."""
+        folder = jobs[doc_id, objective]
+        before = list(dict.fromkeys(name for name, _ in jobs))
+        before = before[: max(0, before.index(doc_id) + 1 - BEHIND)]
+        ready = [jobs[name, objective] for name in before if (jobs[name, objective] / RESULT).is_file()]
+        for other in ready:
+            self._write_manifest(other)
+        recipe = Recipe(**Job.load(folder).recipe)
+        tell_job(folder, some_of([str((other / "adapter").absolute()) for other in ready], doc_id, recipe))
+
+    def _write_manifest(self, folder: Path) -> None:
+        """What a published module has; other modules are trained beside nothing without one."""
+        if (folder / "adapter" / MANIFEST_FILE).is_file():
+            return
+        job = Job.load(folder)
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        owner = {job.doc_id: job.content_hash}
+        about = {"module_id": job.module_id, "collection": job.collection, "documents": owner}
+        write_manifest(
+            folder / "adapter", result_manifest(result, self._store.model, self._store.settings.seed, {}, **about)
+        )
+
     def _train(self, jobs: dict[tuple[str, str], Path]) -> dict[str, str]:
         """Trains what is not trained yet; why jobs failed, by their folders' names."""
         failed: dict[str, str] = {}
-        todo = []
-        for folder in jobs.values():
-            if (folder / "result.json").is_file():
+        todo: dict[str, tuple[str, str]] = {}
+        for key, folder in jobs.items():
+            if (folder / RESULT).is_file():
                 continue
             if Job.load(folder).curriculum.pairs:
-                todo.append(folder)
+                todo[folder.name] = key
             else:
                 failed[folder.name] = "the document holds nothing to learn"
-        named = {folder.name: f"{doc_id} · {objective}" for (doc_id, objective), folder in jobs.items()}
-        for event in train(todo) if todo else ():
+        waiting = list(todo.values())
+        for key in waiting[:BEHIND]:
+            self._tell_of_others(jobs, *key)
+        waiting = waiting[BEHIND:]
+        for event in train([jobs[key] for key in todo.values()]) if todo else ():
+            if event["stage"] in ("done", "failed") and waiting:
+                self._tell_of_others(jobs, *waiting.pop(0))
             if event["stage"] == "failed":
                 failed[event["job"]] = event["reason"]
-            self._tell(f"{event['stage']} {named[event['job']]}", event["step"], event["total"])
+            self._tell(f"{event['stage']} {' · '.join(todo[event['job']])}", event["step"], event["total"])
         return failed
 
     def _module(self, doc_id: str, objective: str, folder: Path, failure: str) -> GridModule:
         if failure:
             return GridModule(doc_id, objective, None, {"trained": False, "reason": failure})
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         adapter = read_adapter(folder / "adapter")
         report = {
             "trained": True,

@@ -23,6 +23,7 @@ from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.modules.adapter import LoraAdapter
 from hybridqa.pipeline import HybridQA
 from hybridqa.routing.router import Router
+from hybridqa.routing.shares import scaled, share_of
 from hybridqa.types import DEFAULT_COLLECTION, Mode, ScoredPassage, Weight
 
 MOST_TARGETS = 3  # gold answers that are scored
@@ -108,10 +109,12 @@ class Planner:
     def _adapter(self, arm: Arm, question: EvalQuestion, found: Found | None) -> Adapter | None:
         modules = self._module_adapters(arm, question, found)
         if not arm.extractor:
-            return self._stacks.adapter([(module, 1.0) for module in modules])
+            return self._stacks.adapter([(module, share_of(len(modules))) for module in modules])
         extractor = self._extractor if arm.objective else self._without_modules(arm)
         assert extractor is not None
-        parts: list[tuple[LoraAdapter, Weight]] = [(module, extractor.weight_of(module)) for module in modules]
+        parts: list[tuple[LoraAdapter, Weight]] = [
+            (module, scaled(extractor.weight_of(module), share_of(len(modules)))) for module in modules
+        ]
         return self._stacks.adapter([*parts, (extractor.adapter, 1.0)])
 
     def _without_modules(self, arm: Arm) -> Extractor | None:

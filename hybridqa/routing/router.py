@@ -8,12 +8,12 @@ neither is one whose documents the passages do not speak for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hybridqa.catalog import Catalog
 from hybridqa.routing.evidence import evidence_for
+from hybridqa.routing.shares import share_of
 from hybridqa.types import Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
-
-WEIGHT = 1.0  # of every module: a weight that moved with the question would make a new stack for each
 
 
 class Router:
@@ -90,10 +90,7 @@ class Router:
             unusable = f"{_count(len(known), 'module')} stale or of another base model" if known else "none there"
             return (), f"no module for these documents: {unusable}"
         ranked = sorted(
-            (
-                ModuleChoice(module, WEIGHT, evidence_for(question, passages, module.documents.keys()))
-                for module in usable
-            ),
+            (ModuleChoice(module, 1.0, evidence_for(question, passages, module.documents.keys())) for module in usable),
             key=lambda choice: (-choice.evidence, choice.module.name),
         )
         on_topic = [choice for choice in ranked if choice.evidence >= self._module_threshold]
@@ -108,7 +105,9 @@ class Router:
             beside = "" if room == self._max_rank else " that plug-ins and extractor leave"
             return (), f"no module: {on_topic[0].module.name!r} has a rank over the {room}{beside}"
         named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)
-        return tuple(chosen), f"{'module' if len(chosen) == 1 else 'modules'} {named}"
+        share = share_of(len(chosen))  # a weight that moved with the question would make a new stack for each
+        weighed = tuple(replace(choice, weight=share) for choice in chosen)
+        return weighed, f"{'module' if len(chosen) == 1 else 'modules'} {named}"
 
     def _usable(self, modules: Sequence[Module], collection: str) -> list[Module]:
         """Those of the collection and this base model whose documents are all as they were when it was distilled."""

@@ -6,12 +6,14 @@ held-out document or has one's module plugged in, and equal stores and options g
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
+from hybridqa.answering.prompt import UNKNOWN
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import InputError, TrainingError
@@ -20,7 +22,7 @@ from hybridqa.ingest.library import content_hash
 from hybridqa.ingest.source import normalise, one_line
 from hybridqa.modules.adapter import WEIGHTS_FILE
 from hybridqa.modules.manifest import read_manifest
-from hybridqa.training.exercises import Exercise, ExerciseWriter
+from hybridqa.training.exercises import UNANSWERABLE, Exercise, ExerciseWriter
 from hybridqa.training.extractor_job import ExtractorJob
 from hybridqa.training.extractor_outcome import ExtractorOptions
 from hybridqa.training.mixture import Mixture
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
 EPOCHS = 1.0
 B_RATIO = 8.0
+ABSTAINING = 0.1  # share of the exercises, at most: of many right answers none is as likely as one and the same refusal
 RATE = 0.15  # of the setting `learning_rate`, which suits small packs and adapters of half the layers
 Told = Callable[[int, int], None]
 
@@ -55,7 +58,7 @@ class Material:
         modules = _modules(work, chosen, set(taught)) if options.modules else {}
         mixture = options.mixture if options.modules else options.mixture.without_modules()
         learned = [name for name in modules if name not in chosen.held_out]
-        exercises, dropped = _draw(_writer(work, learned), chosen.train, mixture, tell)
+        exercises, dropped = _draw(_writer(work, learned), chosen.train, mixture, tell, work.settings.seed)
         tester = _writer(work, list(modules))
         held_out = [exercise for question in chosen.test for exercise in tester.every(question)]
         used = sorted({exercise.module for exercise in (*exercises, *held_out) if exercise.module is not None})
@@ -77,6 +80,7 @@ class Material:
             "documents": {"train": len(chosen.documents) - len(chosen.held_out), "held_out": list(chosen.held_out)},
             "modules": len(modules),
             "exercises": dict(Counter(exercise.configuration for exercise in exercises)),
+            "abstaining": sum(exercise.target == UNKNOWN for exercise in exercises),
             "dropped": dropped,
             "mixture": asdict(mixture),
         }
@@ -106,19 +110,28 @@ def hash_of(document: EvalDocument) -> str:
 
 
 def _draw(
-    writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told
+    writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told, seed: int
 ) -> tuple[list[Exercise], dict[str, int]]:
     """Each question in its configuration, and how many cannot be asked, by reason."""
     exercises: list[Exercise] = []
+    abstaining: list[Exercise] = []
     dropped: Counter[str] = Counter()
     for place, question in enumerate(questions):
         if place % 10 == 0:
             tell(place, len(questions))
         written = writer.draw(question, mixture)
-        if isinstance(written, Exercise):
-            exercises.append(written)
-        else:
+        if not isinstance(written, Exercise):
             dropped[written] += 1
+        elif written.target == UNKNOWN and written.configuration != UNANSWERABLE:
+            abstaining.append(written)
+        else:
+            exercises.append(written)
+    share = max(ABSTAINING, mixture.neither)
+    room = max(1, round(len(exercises) * share / (1 - share))) if share < 1 else len(abstaining)
+    if len(abstaining) > room:
+        dropped["enough others have no answer in their passages"] = len(abstaining) - room
+        abstaining = random.Random(seed).sample(abstaining, room)
+    exercises += abstaining
     if not exercises:
         why = "; ".join(f"of {count}, {reason}" for reason, count in dropped.items())
         raise InputError(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hybridqa.training.trainer import Trainer
 
 CLIP = 1.0  # the largest norm of a step's gradients
+WEIGHT_RATIO = 5.0  # the rate of numbers that weigh whole layers, over B's: a few hundred steps have to move them
+ECHO = 1.5  # how much a copy of the adapter itself counts beside it, at most
 PLAIN_KL = Weights(kl=1.0, hidden=0.0)  # what prompts are held by that have nothing to do with the document
 
 
@@ -50,7 +52,8 @@ def fit(
 
     `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` finds its targets in
     `teachers`. `companions[v]`, where given, answers beside the adapter in the packs of list v; `distractors` are
-    companions of which a share of the steps, `recipe.distracted`, draws one. `retained` are examples, in such lists, to
+    companions of which a share of the steps, `recipe.distracted`, draws one; where there are none, the adapter's own
+    copy stands in for them in `recipe.echoed` of the steps. `retained` are examples, in such lists, to
     be answered as their targets in `teachers` say, by KL alone, whatever the objective: a share of the steps,
     `recipe.retention`, takes a pack of them along, with no companion there. `more` is called once, when
     `recipe.first_round` of the steps are done, for examples to put into the rest.
@@ -76,7 +79,7 @@ def fit(
                 plan = second_plan(plan, turn, len(rows), len(added), recipe.seed)
                 rows, more = [*rows, *added], None
             row = rows[plan[step]]
-            companion = _companion(row, step, companions, distractors, recipe)
+            companion = _companion(trainer, row, step, companions, distractors, recipe)
             for part in optimiser.param_groups:
                 part["lr"] = part["full_rate"] * _share(step, len(plan), recipe)
             optimiser.zero_grad(set_to_none=True)
@@ -131,6 +134,7 @@ def _learn(
 
 
 def _companion(
+    trainer: Trainer,
     row: Row,
     step: int,
     companions: Sequence[Companion | None],
@@ -141,18 +145,21 @@ def _companion(
     if row.group < len(companions) and companions[row.group] is not None:
         return companions[row.group]
     draw = random.Random(recipe.seed * 1_000_003 + step)  # of the step alone: a resumed run draws alike
-    if distractors and draw.random() < recipe.distracted:
-        return draw.choice(distractors)
-    return None
+    if distractors:
+        return draw.choice(distractors) if draw.random() < recipe.distracted else None
+    if trainer.maps is None or companions or draw.random() >= recipe.echoed:
+        return None
+    return trainer.maps.echo(draw.uniform(0.0, ECHO))
 
 
 def _optimiser(adapter: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with a rate for A, one for B, and B's for the numbers that weigh whole layers."""
-    rates = {"lora_A": recipe.learning_rate}
+    """AdamW with a rate for A, one for B, and one for the numbers that weigh whole layers."""
+    rate_of_b = recipe.learning_rate * recipe.b_ratio
+    rates = {"lora_A": recipe.learning_rate, "lora_B": rate_of_b}
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, weight in adapter.items():
         side = name.removesuffix(".weight").rpartition(".")[2]
-        groups.setdefault(rates.get(side, recipe.learning_rate * recipe.b_ratio), []).append(weight)
+        groups.setdefault(rates.get(side, rate_of_b * WEIGHT_RATIO), []).append(weight)
     return torch.optim.AdamW(
         [{"params": weights, "lr": rate, "full_rate": rate} for rate, weights in groups.items()],
         weight_decay=recipe.weight_decay,

@@ -104,6 +104,16 @@ class LoraMaps:
         finally:
             self._on, self._companion = before
 
+    def echo(self, weight: float) -> Companion:
+        """The adapter as it is now, `weight` times: a companion that moves answers as another one's form would."""
+        scale = weight * self.alpha / self.rank
+        factors = {}
+        for name in self.trained:
+            a, b = (self.parameters[f"{name}.lora_{side}.weight"].detach() for side in "AB")
+            dtype = self.maps[name].weight.dtype
+            factors[name] = a.to(dtype), (b * scale).to(dtype)
+        return Companion(factors)
+
     def lowest(self, companion: Companion | None) -> int:
         """The lowest layer that the adapter or the companion changes."""
         touched = [self._layer_of[id(self.maps[name])] for name in (companion.factors if companion else ())]

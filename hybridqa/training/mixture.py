@@ -55,11 +55,11 @@ class Mixture:
     """The share of the answerable questions that each configuration gets. Raises `ConfigError` unless they sum to 1."""
 
     passages_module: float = 0.35
-    passages: float = 0.20
-    module: float = 0.10
+    passages: float = 0.22
+    module: float = 0.13
     passages_wrong_module: float = 0.10
-    module_without_gold: float = 0.10
-    neither: float = 0.15
+    module_without_gold: float = 0.15
+    neither: float = 0.05
 
     def __post_init__(self) -> None:
         shares = asdict(self)

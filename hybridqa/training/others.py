@@ -29,7 +29,7 @@ def others_of(catalog: Catalog, collection: str, doc_id: str, model_hash: str, r
     """A job's `companions` and `off_topic`: drawn by the recipe's seed from what the collection holds now."""
     return {
         "companions": companions_of(catalog, collection, doc_id, model_hash, recipe),
-        "off_topic": _questions(catalog, collection, doc_id, recipe),
+        "off_topic": questions_about_others(catalog, collection, doc_id, recipe),
     }
 
 
@@ -43,11 +43,19 @@ def companions_of(catalog: Catalog, collection: str, doc_id: str, model_hash: st
         and module.base_model_hash == model_hash
         and doc_id not in module.documents
     ]
-    random.Random(f"{recipe.seed} {doc_id}").shuffle(folders)
-    return tuple(folders[: recipe.distractors + JUDGES])
+    return some_of(folders, doc_id, recipe)
 
 
-def _questions(catalog: Catalog, collection: str, doc_id: str, recipe: Recipe) -> tuple[tuple[str, str], ...]:
+def some_of(folders: Sequence[str], doc_id: str, recipe: Recipe) -> tuple[str, ...]:
+    """As many of the others' folders as a document's job takes, drawn by the recipe's seed."""
+    drawn = list(folders)
+    random.Random(f"{recipe.seed} {doc_id}").shuffle(drawn)
+    return tuple(drawn[: recipe.distractors + JUDGES])
+
+
+def questions_about_others(
+    catalog: Catalog, collection: str, doc_id: str, recipe: Recipe
+) -> tuple[tuple[str, str], ...]:
     """Questions about other documents, a few about each, with the answers that stand there."""
     documents = [document for document in catalog.list_documents(collection) if document.doc_id != doc_id]
     random.Random(f"{recipe.seed} {doc_id}").shuffle(documents)
@@ -67,9 +75,18 @@ def tell_others(catalog: Catalog, folders: Sequence[Path], event: Mapping[str, A
     if event["stage"] != "done":
         return
     place = [folder.name for folder in folders].index(event["job"]) + 2
-    if place >= len(folders) or (folders[place] / CHECKPOINT).exists():
+    if place < len(folders):
+        job = Job.load(folders[place])
+        tell_job(
+            folders[place],
+            companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe)),
+        )
+
+
+def tell_job(folder: Path, companions: tuple[str, ...]) -> None:
+    """Gives a job these companions, unless it has begun with others."""
+    if (folder / CHECKPOINT).exists():
         return
-    job = Job.load(folders[place])
-    now = companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe))
-    if now != job.companions:
-        replace(job, companions=now).save(folders[place])
+    job = Job.load(folder)
+    if companions != job.companions:
+        replace(job, companions=companions).save(folder)

@@ -61,7 +61,8 @@ class Recipe:
     trust: bool = True  # the teacher counts as far as it believes the target; cross-entropy takes the rest
     weight_decay: float = 0.0
     first_round: float = 0.6  # share of the steps before the second round of examples is chosen, where there is one
-    distracted: float = 0.0  # share of the steps with other modules plugged in, where there are others
+    distracted: float = 0.5  # share of the steps with other modules plugged in, where there are others
+    echoed: float = 0.25  # where there are none: share of the steps with a copy of itself plugged in
     distractors: int = 4  # other modules to draw those from, at most
     retention: float = 0.1  # share of the steps that take along a pack of prompts to be answered as without a module
     retention_weight: float = 1.0  # of that pack's loss
@@ -95,11 +96,11 @@ def behaviour_recipe(settings: Settings, objective: str | None = None) -> Recipe
     """The recipe for instructions, examples and scratchpads.
 
     The answers are the teacher's own, so that it is followed in all of them; and they are one thing to learn, not many
-    facts: A may be slower and B faster.
+    facts: A may be slower and B faster. No copy of it stands beside it: it was not seen to need one.
     """
     recipe = recipe_for(settings, objective)
     rate = recipe.learning_rate * BEHAVIOUR_RATE
-    return replace(recipe, cross_entropy=0.0, trust=False, learning_rate=rate, b_ratio=BEHAVIOUR_B_RATIO)
+    return replace(recipe, cross_entropy=0.0, trust=False, echoed=0.0, learning_rate=rate, b_ratio=BEHAVIOUR_B_RATIO)
 
 
 def recipe_for(settings: Settings, objective: str | None = None) -> Recipe:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hybridqa import Answer, HybridQA, Mode
+from hybridqa.answering.companions import Companions
 from hybridqa.engine.protocol import Sampling
 from hybridqa.errors import InputError, ModuleNotFoundInStoreError, QuestionError, RankLimitError
 from hybridqa.models import ModelFolder
@@ -107,6 +108,13 @@ def test_each_mode_has_what_it_says(open_store: Open) -> None:
     streamed = list(qa.stream(QUESTION, mode="closed", plugins=["shots", "style", "shots"]))[-1]
     assert isinstance(streamed, Answer) and said(streamed) == ([], ["shots", "style"], None)
     assert streamed.text == closed[2].text  # in whatever order they are asked for
+
+
+def test_beside_an_extractor_several_modules_share_its_weights(open_store: Open) -> None:
+    choice = open_store().ask(QUESTION, extractor=False).modules[0]
+    joined = Companions(module_weights=WEIGHTS).join(Route(Mode.HYBRID, (), (choice,) * 4))
+    assert [found.weight for found in joined.modules] == [{name: value / 2 for name, value in WEIGHTS.items()}] * 4
+    assert [found.weight for found in Companions().join(joined).modules] == [found.weight for found in joined.modules]
 
 
 def test_nothing_found_is_still_an_abstention(open_store: Open) -> None:

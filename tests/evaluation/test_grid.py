@@ -148,6 +148,21 @@ def test_objectives_share_a_curriculum_and_nothing_else(result: GridResult, work
     assert not set(adapters(result, "KM:dcd")) & set(adapters(result, "KM:next-token"))
 
 
+def test_modules_are_trained_beside_those_of_the_documents_before(result: GridResult, work: Path) -> None:
+    paths = [path.parent for path in work.glob("store-*/modules/default/*/job-*/job.json")]
+    jobs = {(job.doc_id, str(job.recipe["objective"])): (job, path) for path in paths for job in [Job.load(path)]}
+    first, second, third = list(dict.fromkeys(doc_id for doc_id, _ in result.modules))
+    for objective in ("dcd", "next-token"):
+        before = jobs[first, objective][1].absolute() / "adapter"
+        assert jobs[third, objective][0].companions == (str(before),)
+        assert jobs[first, objective][0].companions == jobs[second, objective][0].companions == ()
+        for doc_id in TEXTS:
+            asked = " ".join(question + answer for question, answer in jobs[doc_id, objective][0].off_topic)
+            assert [name for name in TEXTS if name in asked] == [name for name in TEXTS if name != doc_id]
+        beside = result.modules[third, objective].report["metrics"]["beside"]
+        assert list(beside["modules"]) == [f"{jobs[first, objective][0].module_id}@0"] and not beside["skipped"]
+
+
 def test_the_prompts_hold_what_they_should(result: GridResult, tokenizer: Any) -> None:
     asked = {answers.arm.name: answers.asked for answers in result.answers}
     for place, (doc_id, question, answers) in enumerate(QUESTIONS):

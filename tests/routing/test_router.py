@@ -10,6 +10,7 @@ import pytest
 
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.routing.router import Router
+from hybridqa.routing.shares import share_of
 from hybridqa.types import Document, Mode, Module, ModuleKind, ModuleStatus, Route, ScoredPassage
 
 QUESTION = "How does the fox jump?"
@@ -97,8 +98,10 @@ def test_a_question_may_ask_for_more_or_fewer_modules_than_the_setting(catalog: 
         publish(catalog, f"m-{doc_id}", [doc_id])
     passages = found(catalog, a=0.5, b=0.5)
     router = Router(catalog, "base", modules=1, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
-    chosen = [names(router.route(QUESTION, passages, Mode.HYBRID, "c", modules)) for modules in (None, 0, 1, 2, 3)]
-    assert [len(each) for each in chosen] == [1, 0, 1, 2, 2]
+    routes = [router.route(QUESTION, passages, Mode.HYBRID, "c", modules) for modules in (None, 0, 1, 2, 3)]
+    assert [len(names(each)) for each in routes] == [1, 0, 1, 2, 2]
+    weights = [[choice.weight for choice in each.modules] for each in routes]
+    assert weights == [[1.0], [], [1.0], [share_of(2)] * 2, [share_of(2)] * 2]
 
 
 def test_a_far_question_gets_no_module(catalog: Catalog) -> None:

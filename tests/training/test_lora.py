@@ -127,6 +127,28 @@ def test_distractors_change_what_is_learned_and_are_drawn_by_the_step(tiny_llama
     assert not torch.equal(found[0], found[1])
 
 
+def test_an_adapter_without_others_stands_beside_itself(tiny_llama: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_llama, device="cpu")
+    trained(trainer, tmp_path / "module", 1, first_layer=0.5)
+    assert trainer.maps is not None
+    once = logits(trainer.base)
+    found = []
+    for companion in (trainer.maps.echo(1.0), trainer.companion([tmp_path / "module"]), trainer.maps.echo(0.0)):
+        with trainer.beside(companion):
+            found.append(logits(trainer.base))
+    assert torch.allclose(found[0], found[1], atol=1e-4)  # the same, as it was saved
+    assert torch.equal(found[2], once) and not torch.allclose(found[0], once, atol=1e-2)
+    items = [Example((3, 4, 5), (6, 7), 0), Example((3, 4, 8), (9,), 1)]
+    learned = []
+    for echoed in (0.0, 0.5, 0.5):
+        recipe = Recipe(rank=4, alpha=8, steps=8, learning_rate=1e-2, objective="sft", echoed=echoed)
+        trainer.attach(recipe)
+        trainer.fit([items], [], recipe)
+        learned.append(torch.cat([weight.detach().flatten() for weight in trainer.parameters().values()]))
+    assert torch.equal(learned[1], learned[2])
+    assert not torch.equal(learned[0], learned[1])
+
+
 def test_a_companion_of_another_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
