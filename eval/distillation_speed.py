@@ -51,6 +51,7 @@ TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned b
         "cross_entropy": 0.0,
         "trust": False,
         "temperature": 1.0,
+        "echoed": 0.0,
     },
 }
 
@@ -66,6 +67,7 @@ WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spe
     "logits": ("logits at all places", {}),
     "float32": ("float32 throughout", {"dtype": "float32"}),
     "bfloat16": ("bfloat16 asked for", {"dtype": "bfloat16"}),
+    "echo": ("no copy of the adapter stands beside it (a cost, not a saving)", {"recipe": {"echoed": 0.0}}),
     "reading": ("no pair is also learned with its chunk (a cost, not a saving)", {"recipe": {"reading": 0.0}}),
 }
 NOT_SEPARABLE = {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hybridqa.errors import (
     UnreadableDocumentError,
 )
 from hybridqa.models import ModelFolder
+from hybridqa.training.outcome import RefreshReport
 from hybridqa.types import Module, ModuleStatus
 
 KETTLE = (
@@ -92,6 +93,31 @@ def open_store(tmp_path: Path, tiny_model: ModelFolder) -> Iterator[Open]:
     yield make
     for qa in opened:
         qa.close()
+
+
+@dataclass(frozen=True)
+class Lived:
+    """A closed store of two documents with a published module each, and what its refresh said."""
+
+    folder: Path
+    stages: list[str]
+    report: RefreshReport
+
+    def copy(self, tmp_path: Path) -> None:
+        """Puts it where `open_store` opens a test's own."""
+        shutil.copytree(self.folder, tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder, model_folder: ModelFolder) -> Lived:
+    folder = tmp_path_factory.mktemp("lived") / "store"
+    stages: list[str] = []
+    with HybridQA.open(folder, create=True, **{**settings_for(tiny_model), **real(model_folder)}) as qa:
+        qa.add_text("kettle", WHOLE_KETTLE, title="Lumen kettle")
+        qa.add_text("bridge", WHOLE_BRIDGE, title="Tarn bridge")
+        assert qa.module_state("kettle") == "none"
+        report = qa.refresh(on_event=lambda event: stages.append(event.stage))
+    return Lived(folder, stages, report)
 
 
 def test_a_store_must_be_made_before_it_is_opened(tmp_path: Path) -> None:
@@ -220,17 +246,13 @@ def test_another_embedder_s_store_is_refused_with_the_way_out(open_store: Open, 
     assert again.ask("Who?", mode="closed").text is not None
 
 
-def test_the_life_of_a_module(open_store: Open, model_folder: ModelFolder, tmp_path: Path) -> None:
+def test_the_life_of_a_module(open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived) -> None:
+    lived.copy(tmp_path)
     qa = open_store(**real(model_folder))
-    qa.add_text("kettle", WHOLE_KETTLE, title="Lumen kettle")
-    qa.add_text("bridge", WHOLE_BRIDGE, title="Tarn bridge")
-    assert qa.module_state("kettle") == "none"
-    stages: list[str] = []
-    report = qa.refresh(on_event=lambda event: stages.append(event.stage))
-    assert {outcome.state for outcome in report.outcomes} == {"published"}, report
-    assert {"synthesise", "train", "gate", "publish"} <= set(stages)
+    assert {outcome.state for outcome in lived.report.outcomes} == {"published"}, lived.report
+    assert {"synthesise", "train", "gate", "publish"} <= set(lived.stages)
     assert qa.module_state("kettle") == "published"
-    for outcome in report.outcomes:
+    for outcome in lived.report.outcomes:
         gate = outcome.metrics["gate"]
         assert gate["passed"] and gate["gain_low"] > 0 and gate["questions"] >= 4
     answer = qa.ask("What does the Lumen kettle cost?")
@@ -298,10 +320,11 @@ def test_a_module_that_learns_nothing_is_rejected_and_not_tried_again(open_store
         qa.refresh(doc_ids=["nothing"])
 
 
-def test_modules_of_another_base_model_stay_out(open_store: Open, model_folder: ModelFolder, tmp_path: Path) -> None:
+def test_modules_of_another_base_model_stay_out(
+    open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived
+) -> None:
+    lived.copy(tmp_path)
     qa = open_store(**real(model_folder))
-    qa.add_text("bridge", WHOLE_BRIDGE, title="Tarn bridge")
-    assert [outcome.state for outcome in qa.refresh().outcomes] == ["published"]
     assert qa.ask("Who built the Tarn bridge?").modules
     qa.close()
     other = tmp_path / "other-model"
@@ -314,7 +337,7 @@ def test_modules_of_another_base_model_stay_out(open_store: Open, model_folder: 
     again = open_store(**real(replace(model_folder, path=other)))
     answer = again.ask("Who built the Tarn bridge?")
     assert answer.passages and not answer.modules
-    assert [outcome.state for outcome in again.refresh().outcomes] == ["published"]
+    assert [outcome.state for outcome in again.refresh(doc_ids=["bridge"]).outcomes] == ["published"]
     assert again.ask("Who built the Tarn bridge?").modules
 
 

@@ -28,6 +28,8 @@ from hybridqa.evaluation.planner import Found, Planner
 from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.files import sha256_file
 from hybridqa.pipeline import HybridQA
+from hybridqa.routing.shares import share_of
+from hybridqa.training.recipe import Recipe
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleStatus
 
 
@@ -56,8 +58,13 @@ class GridResult:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def run_grid(plan: Plan, work: Path, tell: Tell) -> GridResult:
+def run_grid(
+    plan: Plan, work: Path, tell: Tell, *, recipe: Recipe | None = None, share: Callable[[int], float] = share_of
+) -> GridResult:
     """Carries out a plan in a work folder, which is made; blocks for as long as training and answering take.
+
+    `recipe`, where given, trains in place of the settings' own, whatever its objective; `share` says what each of so
+    many modules counts in a stack.
 
     Raises `StoreError` while another grid is at work there, `AdapterError` for an extractor of another base model,
     `TrainingError`, `EngineError`.
@@ -65,7 +72,7 @@ def run_grid(plan: Plan, work: Path, tell: Tell) -> GridResult:
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / ".grid.lock", timeout=0):
-            return _Grid(plan, work, tell).run()
+            return _Grid(plan, work, tell, recipe, share).run()
     except Timeout as error:
         raise StoreError(
             f"another grid is at work in {str(work)!r}; expected to be the only one. Wait for it, or give another "
@@ -74,8 +81,12 @@ def run_grid(plan: Plan, work: Path, tell: Tell) -> GridResult:
 
 
 class _Grid:
-    def __init__(self, plan: Plan, work: Path, tell: Tell) -> None:
+    def __init__(
+        self, plan: Plan, work: Path, tell: Tell, recipe: Recipe | None, share: Callable[[int], float]
+    ) -> None:
         self._plan = plan
+        self._recipe = recipe
+        self._share = share
         self._work = work
         self._tell = tell
         self._timings: dict[str, float] = {}
@@ -87,7 +98,7 @@ class _Grid:
                 if extractor is not None:
                     extractor.check_base_model(store.model.hash)
             self._timed("add documents", lambda: self._add_documents(store))
-            maker = GridModules(store, self._tell)
+            maker = GridModules(store, self._tell, self._recipe)
             modules = self._timed("modules", lambda: maker.make(plan.doc_ids, plan.trained) if plan.trained else {})
             stacks = GridStacks(store.settings.module_dir / "grid-stacks", store.settings.max_lora_rank)
             if plan.options.route == "router":
@@ -101,6 +112,7 @@ class _Grid:
                 route_gold=plan.options.route == "gold",
                 extractor=plan.extractor,
                 extractor_rag=plan.extractor_rag,
+                share=self._share,
             )
             found = self._timed("search", lambda: self._find(planner))
             answers = self._timed("answers", lambda: self._answer(store, planner, found))

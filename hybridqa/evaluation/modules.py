@@ -47,12 +47,12 @@ class GridModule:
 class GridModules:
     """Makes the modules of one grid's store."""
 
-    def __init__(self, store: HybridQA, tell: Tell) -> None:
+    def __init__(self, store: HybridQA, tell: Tell, recipe: Recipe | None = None) -> None:
         self._store = store
         self._tell = tell
         folder = store.settings.module_dir / "work"
         self._jobs = JobWriter(folder, store.model, store.prompts, store.settings, store.generate_many)
-        self.recipe = recipe_for(store.settings)
+        self.recipe = recipe or recipe_for(store.settings)
 
     def chunks(self, doc_id: str) -> list[str]:
         """What a teacher reads at once of a document."""

@@ -7,7 +7,7 @@ measures what the product would do with those passages and modules.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
@@ -51,8 +51,10 @@ class Planner:
         route_gold: bool,
         extractor: Extractor | None,
         extractor_rag: Extractor | None,
+        share: Callable[[int], float] = share_of,
     ) -> None:
-        """`chunks` are those of every document that is asked about."""
+        """`chunks` are those of every document that is asked about; `share` what each of so many modules counts."""
+        self._share = share
         self._store = store
         self._stacks = stacks
         self._modules = modules
@@ -109,11 +111,11 @@ class Planner:
     def _adapter(self, arm: Arm, question: EvalQuestion, found: Found | None) -> Adapter | None:
         modules = self._module_adapters(arm, question, found)
         if not arm.extractor:
-            return self._stacks.adapter([(module, share_of(len(modules))) for module in modules])
+            return self._stacks.adapter([(module, self._share(len(modules))) for module in modules])
         extractor = self._extractor if arm.objective else self._without_modules(arm)
         assert extractor is not None
         parts: list[tuple[LoraAdapter, Weight]] = [
-            (module, scaled(extractor.weight_of(module), share_of(len(modules)))) for module in modules
+            (module, scaled(extractor.weight_of(module), self._share(len(modules)))) for module in modules
         ]
         return self._stacks.adapter([*parts, (extractor.adapter, 1.0)])
 

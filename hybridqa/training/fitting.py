@@ -145,7 +145,7 @@ def _companion(
     if row.group < len(companions) and companions[row.group] is not None:
         return companions[row.group]
     draw = random.Random(recipe.seed * 1_000_003 + step)  # of the step alone: a resumed run draws alike
-    if distractors:
+    if distractors and recipe.distracted:
         return draw.choice(distractors) if draw.random() < recipe.distracted else None
     if trainer.maps is None or companions or draw.random() >= recipe.echoed:
         return None

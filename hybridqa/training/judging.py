@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.routing.shares import share_of
 from hybridqa.training.gate import LIMITS, GateReport, Limits, Scores, judge
 from hybridqa.training.lora import Companion
 from hybridqa.training.packing import Example, group, pack
@@ -36,7 +37,10 @@ def judge_module(
     limits: Limits = LIMITS,
     seed: int = 0,
 ) -> GateReport:
-    """The gate's report on the attached adapter; each of `companions` is another module to have beside it."""
+    """The gate's report on the attached adapter.
+
+    Each of `companions` is another module to have beside it, as a stack of two has them.
+    """
     held_out = lesson.held_out
     wrong = contrasts(held_out, seed=seed)
     read = range(0, len(held_out), max(1, math.ceil(len(held_out) / READ_QUESTIONS)))
@@ -66,7 +70,7 @@ def judge_module(
         *compare(read, sourced),
         drifts=drifts(trainer, [item for part in retention_examples(prompts, JUDGING) for item in part]),
         composed=[
-            _by_question(trainer.score(asked, companion=companion, tokens=PACK_TOKENS), sizes)
+            _by_question(trainer.score(asked, companion=companion, share=share_of(2), tokens=PACK_TOKENS), sizes)
             for companion in (companions if len(held_out) >= limits.questions else ())
         ],
         limits=limits,

@@ -87,6 +87,7 @@ class LoraMaps:
                     self.parameters[key] = nn.Parameter(torch.ones((), device=part.weight.device))
         self._on = True
         self._companion: Companion | None = None
+        self._share = 1.0
         self._handles = [part.register_forward_hook(self._adder(name)) for name, part in self.maps.items()]
 
     def remove(self) -> None:
@@ -95,14 +96,14 @@ class LoraMaps:
             handle.remove()
 
     @contextmanager
-    def only(self, *, adapter: bool, companion: Companion | None = None) -> Iterator[None]:
-        """Inside, the model answers with or without the adapter, and with `companion` or none."""
-        before = self._on, self._companion
-        self._on, self._companion = adapter, companion
+    def only(self, *, adapter: bool, companion: Companion | None = None, share: float = 1.0) -> Iterator[None]:
+        """Inside, the model answers with or without the adapter, and with `companion` or none; each counts `share`."""
+        before = self._on, self._companion, self._share
+        self._on, self._companion, self._share = adapter, companion, share
         try:
             yield
         finally:
-            self._on, self._companion = before
+            self._on, self._companion, self._share = before
 
     def echo(self, weight: float) -> Companion:
         """The adapter as it is now, `weight` times: a companion that moves answers as another one's form would."""
@@ -144,10 +145,11 @@ class LoraMaps:
                 return None
             x = args[0]
             if companion is not None:
-                said = F.linear(F.linear(x, companion[0]), companion[1])
+                said = F.linear(F.linear(x, companion[0]) * self._share, companion[1])
                 output = output + (said if other is None or not self._on else said * other.to(x.dtype))
             if a is not None and b is not None and self._on:
-                inner = F.linear(x, a.to(x.dtype)) * (scale if own is None else (own * scale).to(x.dtype))
+                counts = scale * self._share
+                inner = F.linear(x, a.to(x.dtype)) * (counts if own is None else (own * counts).to(x.dtype))
                 output = output + F.linear(inner, b.to(x.dtype))
             return output
 

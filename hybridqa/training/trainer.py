@@ -82,12 +82,15 @@ class Trainer:
         return self.maps.check(Companion.load(folders)).to(self.device, self.dtype)
 
     @contextmanager
-    def beside(self, companion: Companion | None, *, adapter: bool = True) -> Iterator[None]:
-        """Inside, `companion` answers with the model, and the adapter too unless `adapter` is false."""
+    def beside(self, companion: Companion | None, *, adapter: bool = True, share: float = 1.0) -> Iterator[None]:
+        """Inside, `companion` answers with the model, and the adapter too unless `adapter` is false.
+
+        Each counts `share` of itself.
+        """
         if self.maps is None:
             yield
             return
-        with self.maps.only(adapter=adapter, companion=companion):
+        with self.maps.only(adapter=adapter, companion=companion, share=share):
             yield
 
     def base_alone(self) -> AbstractContextManager[None]:
@@ -206,11 +209,15 @@ class Trainer:
         *,
         adapter: bool = True,
         companion: Companion | None = None,
+        share: float = 1.0,
         tokens: int = 1024,
     ) -> list[float]:
-        """Mean log-probability per target token of each example, in nats, with or without adapter and companion."""
+        """Mean log-probability per target token of each example, in nats, with or without adapter and companion.
+
+        Each of these counts `share` of itself.
+        """
         scores: list[float] = []
-        with torch.no_grad(), self.beside(companion, adapter=adapter):
+        with torch.no_grad(), self.beside(companion, adapter=adapter, share=share):
             for part in group(examples, tokens):
                 row = pack(part)
                 logits_N_V, _, targets_N = self.forward(row, hidden=False)

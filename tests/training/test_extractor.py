@@ -225,9 +225,11 @@ def test_two_at_once_are_refused(qa: HybridQA, towns: tuple[Path, Path], work: P
         qa.train_extractor(*towns, work=work)
 
 
-@pytest.mark.slow
-def test_the_work_store_makes_its_own_modules(qa: HybridQA, towns: tuple[Path, Path]) -> None:
-    made = qa.train_extractor(*towns, steps=40)
-    assert made.work.parent == qa.settings.module_dir / "work" and made.metrics["modules"] >= 1
-    assert made.state in ("published", "rejected")
-    assert qa.catalog.check() == []
+@pytest.mark.slow  # a real model: a random one knows no document, and its modules pass no gate
+def test_the_work_store_makes_its_own_modules(tmp_path: Path, model_folder: ModelFolder) -> None:
+    towns = write_towns(tmp_path, count=3)
+    with HybridQA.open(tmp_path / "real", create=True, model=str(model_folder.path), engine="reference") as qa:
+        made = qa.train_extractor(*towns, steps=2)
+        assert made.work.parent == qa.settings.module_dir / "work" and made.metrics["modules"] >= 1
+        assert made.state in ("published", "rejected")
+        assert qa.catalog.check() == []

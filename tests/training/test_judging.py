@@ -90,8 +90,8 @@ def test_each_check_sees_what_it_is_for(learned: Trainer, prompts: PromptBuilder
     assert judge_module(learned, prompts, LESSON, limits=free) == good
     drifting = judge_module(learned, prompts, LESSON, limits=replace(free, drift=good.drift_low / 2))
     assert not drifting.passed and drifting.leaves_alone == "failed" and "off its topic" in drifting.reason
-    nothing, opposite = own(learned, 0.0), own(learned, -1.0)
-    kept = judge_module(learned, prompts, LESSON, [nothing], limits=free)
+    rest, opposite = own(learned, 2**0.5 - 1), own(learned, -1.0)  # in a stack of two each counts √½
+    kept = judge_module(learned, prompts, LESSON, [rest], limits=free)
     assert kept.passed and kept.composition_modules == 1 and abs(kept.composition_loss) < 1e-3
     broken = judge_module(learned, prompts, LESSON, [opposite], limits=free)
     assert not broken.passed and broken.composes == "failed" and broken.knows == "passed"

@@ -132,6 +132,8 @@ def test_an_adapter_without_others_stands_beside_itself(tiny_llama: Path, tmp_pa
     trained(trainer, tmp_path / "module", 1, first_layer=0.5)
     assert trainer.maps is not None
     once = logits(trainer.base)
+    with trainer.beside(trainer.maps.echo(1.0), share=0.5):
+        assert torch.allclose(logits(trainer.base), once, atol=1e-4)  # two halves of the same
     found = []
     for companion in (trainer.maps.echo(1.0), trainer.companion([tmp_path / "module"]), trainer.maps.echo(0.0)):
         with trainer.beside(companion):
