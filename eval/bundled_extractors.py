@@ -36,6 +36,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with HybridQA.open(options.work / "store", create=True, seed=options.seed) as qa:
         for name, modules in (("extractor-passages", False), ("extractor", True)):
+            if (options.output / name).exists():  # by an earlier run
+                continue
             made = qa.train_extractor(
                 docs,
                 questions,

@@ -4,13 +4,13 @@
     python eval/distillation_speed.py --document FILE            (a text, Markdown, HTML, PDF or DOCX file)
     python eval/distillation_speed.py --curriculum CURRICULUM.json    (made before; needs no vLLM)
 
-One document, one curriculum, made once by hybridqa's own synthesis; its held-out questions are nobody's to learn.
-Then, one process after the other: the reference (`reference_recipe.py`) in several batch sizes and numeric types, of
-which the fastest is taken; the reference at several learning rates, of which the best on the held-out questions is
-taken (more are tried while the best is at the edge); then, for every seed, the reference, hybridqa, and hybridqa with
-the reference's objective (KL and hidden states alone: what engineering gives without the recipe); then hybridqa with
-each of its ways switched off. The held-out loss is computed in yet another process, by one function for all
-(`held_out_loss.py`). The machine must be quiet.
+One document, one curriculum, made once by hybridqa's own synthesis; its held-out questions are nobody's to learn. Then,
+one process after the other: the reference (`reference_recipe.py`) in several batch sizes and numeric types, of which
+the fastest is taken; the reference at several learning rates, of which the one whose held-out loss comes down lowest,
+and stays there for three points of its curve, is taken (more are tried while the best is at the edge); then, for every
+seed, the reference, hybridqa, and hybridqa with the reference's objective (KL and hidden states alone: what engineering
+gives without the recipe); then hybridqa with each of its ways switched off. The held-out loss is computed in yet
+another process, by one function for all (`held_out_loss.py`). The machine must be quiet.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from hybridqa.training.recipe import Recipe
 
 HERE = Path(__file__).parent
 LEVELS = (1.0, 0.9, 0.75, 0.5)  # shares of what the reference gains over the base model
+SETTLED = 3  # points of a curve that have to be low together
 SAME_PACE = 1.05  # of batch sizes that are about as fast, the smallest learns most from a pair
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's
 Result = dict[str, Any]
@@ -248,7 +249,7 @@ class Bench:
         """Runs of the reference by learning rate, and the best one's; a best one at the edge has the next one tried."""
         tried = {rate: self._reference(seed, rate) for rate in sorted(self._options.rates)}
         while True:
-            best = min(tried, key=lambda rate: lowest(tried[rate]["points"]))
+            best = min(tried, key=lambda rate: settled(tried[rate]["points"]))
             beyond = best * 2 if best == max(tried) else best / 2 if best == min(tried) else None
             if len(self._options.rates) == 1 or beyond is None or len(tried) > len(self._options.rates) + 2:
                 break
@@ -314,6 +315,13 @@ def has_gpu() -> bool:
 def lowest(points: Sequence[Result]) -> float:
     """A curve's best held-out loss."""
     return float(min(point["loss"] for point in points))
+
+
+def settled(points: Sequence[Result]) -> float:
+    """A curve's best mean over neighbouring points: a single dip on the way is luck."""
+    losses = [point["loss"] for point in points]
+    size = min(SETTLED, len(losses))
+    return min(statistics.fmean(losses[first : first + size]) for first in range(len(losses) - size + 1))
 
 
 def reach(points: Sequence[Result], level: float, unit: str = "seconds") -> float | None:

@@ -457,3 +457,5 @@ def test_train_extractor_refuses_bad_data_with_one_line(run: Run, filled: Path, 
     questions.write_text(json.dumps({"qid": "1", "question": "Who?", "answers": ["Nils Aker"], "doc_ids": ["tower"]}))
     assert "expected at least 3" in one_line_error(run(*words))
     assert run("train-extractor").exit_code == 2
+    both = run(*words, "--no-modules", "--module-documents", 3)
+    assert "--module-documents 3 was given with --no-modules" in one_line_error(both)

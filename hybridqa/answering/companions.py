@@ -51,7 +51,7 @@ class Companions:
     def join(self, route: Route) -> Route:
         """The route with these beside its modules, with the weights that the extractor was trained with."""
         modules = route.modules
-        if self.module_weights is not None:
+        if self.module_weights:  # none of one that was trained without modules
             modules = tuple(
                 replace(choice, weight=scaled(self.module_weights, share_of(len(modules)))) for choice in modules
             )

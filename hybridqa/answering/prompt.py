@@ -98,9 +98,9 @@ class PromptBuilder:
         prompts = [self.encode(messages_for("?")), self.encode(messages_for("?", ["?"]))]
         return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        """An answer's token ids, to stand behind those of `encode`, with the token that ends the turn."""
-        end = self._template.end_of_turn
+    def encode_answer(self, text: str, *, ended: bool = True) -> tuple[int, ...]:
+        """An answer's token ids, to stand behind those of `encode`; if `ended`, with the token that ends the turn."""
+        end = self._template.end_of_turn if ended else None
         with self._lock:
             ids = self._tokenizer.encode(self._template.neutral(text), add_special_tokens=False)
         return (*ids, end) if end is not None else tuple(ids)

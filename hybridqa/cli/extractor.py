@@ -14,6 +14,7 @@ from hybridqa.cli import output
 from hybridqa.cli.context import AsJson, Collection, command, open_store
 from hybridqa.cli.module_report import gate_rows
 from hybridqa.cli.progress_lines import ProgressLines
+from hybridqa.errors import ConfigError
 from hybridqa.types import DEFAULT_COLLECTION
 
 
@@ -49,6 +50,10 @@ def train_extractor(
     as_json: AsJson = False,
 ) -> None:
     """Train an extractor on other documents, with their modules. Takes hours on a CPU; goes on where it was killed."""
+    if no_modules and module_documents is not None:
+        raise ConfigError(
+            f"--module-documents {module_documents} was given with --no-modules; expected one of them. Leave one out."
+        )
     with open_store(context) as store, output.progress() as bar:
         outcome = store.train_extractor(
             docs,

@@ -107,6 +107,7 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     pairs = [
         *((name, "closed") for name in modules),
         *((modules[0], other) for other in modules[1:]),
+        *((arm.name, one) for one in modules[:1] for arm in arms if arm.stacked not in (None, 1)),
         *((stack, stacks[0]) for stack in stacks[1:]),
         ("RAG", "closed"),
         ("RAG+KM", "RAG"),

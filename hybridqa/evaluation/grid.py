@@ -99,21 +99,12 @@ class _Grid:
                     extractor.check_base_model(store.model.hash)
             self._timed("add documents", lambda: self._add_documents(store))
             maker = GridModules(store, self._tell, self._recipe)
-            modules = self._timed("modules", lambda: maker.make(plan.doc_ids, plan.trained) if plan.trained else {})
             stacks = GridStacks(store.settings.module_dir / "grid-stacks", store.settings.max_lora_rank)
+            self._planner(store, stacks, maker, {}).check(plan.arms, plan.questions)
+            modules = self._timed("modules", lambda: maker.make(plan.doc_ids, plan.trained) if plan.trained else {})
             if plan.options.route == "router":
                 self._put_into_service(store, modules)
-            planner = Planner(
-                store,
-                stacks,
-                modules,
-                {doc_id: maker.chunks(doc_id) for doc_id in plan.doc_ids},
-                max_answer_tokens=plan.options.max_answer_tokens,
-                route_gold=plan.options.route == "gold",
-                extractor=plan.extractor,
-                extractor_rag=plan.extractor_rag,
-                share=self._share,
-            )
+            planner = self._planner(store, stacks, maker, modules)
             found = self._timed("search", lambda: self._find(planner))
             answers = self._timed("answers", lambda: self._answer(store, planner, found))
             result = GridResult(
@@ -128,6 +119,22 @@ class _Grid:
             )
         shutil.rmtree(store.settings.module_dir / "grid-stacks", ignore_errors=True)  # made anew in moments
         return result
+
+    def _planner(
+        self, store: HybridQA, stacks: GridStacks, maker: GridModules, modules: dict[tuple[str, str], GridModule]
+    ) -> Planner:
+        plan = self._plan
+        return Planner(
+            store,
+            stacks,
+            modules,
+            {doc_id: maker.chunks(doc_id) for doc_id in plan.doc_ids},
+            max_answer_tokens=plan.options.max_answer_tokens,
+            route_gold=plan.options.route == "gold",
+            extractor=plan.extractor,
+            extractor_rag=plan.extractor_rag,
+            share=self._share,
+        )
 
     def _store_name(self) -> str:
         """A store for these documents, model and splitting; others in the same work folder get another."""

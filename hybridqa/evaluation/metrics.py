@@ -1,7 +1,7 @@
 """How right an answer is, 0 to 1, against the best of its gold answers.
 
-Knows nothing about models. Invariant: citations such as [1] are taken out of the answer first, so that no metric hangs
-on them; an answer equal to a gold answer scores 1 in every metric.
+Knows nothing about models. Invariant: citations such as [1] are taken out first, so that no metric hangs on them, and
+of gold answers too, as papers have such marks of their own; an answer equal to a gold answer scores 1 in every metric.
 """
 
 from __future__ import annotations
@@ -29,28 +29,36 @@ def without_citations(answer: str) -> str:
     return _CITATION.sub("", answer).strip()
 
 
+def _bare(answer: str) -> str:
+    return normalise(without_citations(answer))
+
+
+def _words(answer: str) -> list[str]:
+    return _WORD.findall(without_citations(answer).lower())
+
+
 def token_f1(answer: str, golds: Sequence[str]) -> float:
     """SQuAD's F1 over the normalised words; best over the gold answers."""
-    said = normalise(without_citations(answer)).split()
-    return max((_overlap_f1(said, normalise(gold).split()) for gold in golds), default=0.0)
+    said = _bare(answer).split()
+    return max((_overlap_f1(said, _bare(gold).split()) for gold in golds), default=0.0)
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
     """1 when the normalised answer is a normalised gold answer."""
-    said = normalise(without_citations(answer))
-    return float(any(said == normalise(gold) for gold in golds))
+    said = _bare(answer)
+    return float(any(said == _bare(gold) for gold in golds))
 
 
 def contains(answer: str, golds: Sequence[str]) -> float:
     """1 when a gold answer's normalised words stand in the answer, whole and in a row."""
-    said = normalise(without_citations(answer))
-    return float(any(said == gold or (gold != "" and f" {gold} " in f" {said} ") for gold in map(normalise, golds)))
+    said = _bare(answer)
+    return float(any(said == gold or (gold != "" and f" {gold} " in f" {said} ") for gold in map(_bare, golds)))
 
 
 def rouge_l(answer: str, golds: Sequence[str]) -> float:
     """The F-measure (beta 1) of the longest common subsequence of lower-case words; best over the gold answers."""
-    said = _WORD.findall(without_citations(answer).lower())
-    return max((_subsequence_f1(said, _WORD.findall(gold.lower())) for gold in golds), default=0.0)
+    said = _words(answer)
+    return max((_subsequence_f1(said, _words(gold)) for gold in golds), default=0.0)
 
 
 METRICS: dict[str, Metric] = {

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.answering.prompt import messages_for
 from hybridqa.engine.protocol import Adapter
+from hybridqa.engine.vllm_args import context_length
+from hybridqa.errors import InputError, QuestionError
 from hybridqa.evaluation.answers import Asked
 from hybridqa.evaluation.arms import Arm, Sources
 from hybridqa.evaluation.datasets import EvalQuestion, cluster_of
@@ -83,13 +85,41 @@ class Planner:
         routed = [doc_id for choice in route.modules for doc_id in choice.module.documents]
         return Found(route.passages[:most], tuple(routed))
 
+    def check(self, arms: Sequence[Arm], questions: Sequence[EvalQuestion]) -> None:
+        """Raises `InputError` for a question that an arm cannot ask: it would end the grid after all training."""
+        window = context_length(self._store.model.path, self._store.settings.max_model_len)
+        gold = any(arm.sources is Sources.GOLD for arm in arms)
+        for question in questions:
+            room = self._room(self._targets(question))
+            try:
+                self._store.prompts.build(question.question, (), (), max_answer_tokens=room)
+            except QuestionError as error:
+                raise InputError(f"question {question.qid!r} cannot be asked: {error}") from error
+            sources = [self._gold_source(question, doc_id) for doc_id in question.doc_ids] if gold else []
+            size = len(self._store.prompts.encode(messages_for(question.question, sources))) + room
+            if size > window:
+                raise InputError(
+                    f"question {question.qid!r} needs {size} tokens with its {len(sources)} gold chunks and its "
+                    f"answer; expected at most {window}, the model's window. Raise max_model_len, leave the arms with "
+                    "the gold chunk out with --arms, or leave the question out."
+                )
+
     def plan(self, arm: Arm, question: EvalQuestion, found: Found | None) -> Asked:
         """The question as the arm asks it; `found` must be there where the arm retrieves or the router routes."""
-        targets = tuple(self._store.prompts.encode_answer(answer) for answer in question.answers[:MOST_TARGETS])
-        room = max(self._max_answer_tokens, *(len(target) + 1 for target in targets))
+        targets = self._targets(question)
+        room = self._room(targets)
         return Asked(
             question.qid, self._prompt(arm, question, found, room), targets, self._adapter(arm, question, found)
         )
+
+    def _targets(self, question: EvalQuestion) -> tuple[tuple[int, ...], ...]:
+        """The gold answers that are scored, without the turn's end: an arm that cites its source goes on there."""
+        prompts = self._store.prompts
+        return tuple(prompts.encode_answer(answer, ended=False) for answer in question.answers[:MOST_TARGETS])
+
+    def _room(self, targets: Sequence[Sequence[int]]) -> int:
+        """The tokens that the prompt leaves for the answer."""
+        return max(self._max_answer_tokens, *(len(target) + 1 for target in targets))
 
     def _prompt(self, arm: Arm, question: EvalQuestion, found: Found | None, room: int) -> tuple[int, ...]:
         prompts = self._store.prompts

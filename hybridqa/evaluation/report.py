@@ -1,7 +1,7 @@
 """The grid's report: scores with intervals, differences, what modules recover, modules, and where it all came from.
 
-Knows nothing about how answers were made. Invariant: every interval is a bootstrap over documents, and two arms are
-compared on the same questions only.
+Knows nothing about how answers were made. Invariant: every interval is a bootstrap over documents, widened where they
+are few, and two arms are compared on the same questions only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hybridqa.evaluation.arms import comparisons
 from hybridqa.evaluation.datasets import cluster_of
 from hybridqa.evaluation.grid import ArmAnswers, GridResult
 from hybridqa.evaluation.metrics import METRICS
-from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference, ratio_interval
+from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference, ratio_interval, widened
 from hybridqa.files import sha256_file
 from hybridqa.provenance import commit, hardware
 
@@ -39,7 +39,7 @@ def make_report(result: GridResult) -> dict[str, Any]:
         "absent": plan.absent,
         "differences": {
             f"{one} - {other}": {
-                measure: paired_difference(scores[one][measure], scores[other][measure], clusters)
+                measure: _wide(paired_difference(scores[one][measure], scores[other][measure], clusters), clusters)
                 for measure in MEASURES
             }
             for one, other in comparisons(plan.arms)
@@ -108,7 +108,7 @@ def _scores(result: GridResult, answers: ArmAnswers) -> Scores:
 def _arm(answers: ArmAnswers, scores: Scores, clusters: Sequence[str]) -> dict[str, Any]:
     return {
         "n": len(answers.given),
-        **{measure: mean_interval(scores[measure], clusters) for measure in MEASURES},
+        **{measure: _wide(mean_interval(scores[measure], clusters), clusters) for measure in MEASURES},
         "prompt_tokens": statistics.fmean(given.prompt_tokens for given in answers.given),
         "answer_tokens": statistics.fmean(given.completion_tokens for given in answers.given),
         "with_adapter": statistics.fmean(asked.adapter is not None for asked in answers.asked),
@@ -121,15 +121,26 @@ def _recovered(
     arm: Scores, gold: Scores, closed: Scores | None, clusters: Sequence[str]
 ) -> dict[str, dict[str, Interval]]:
     """The share of the gold arm's score (a log-probability is none), and of its gain over the closed arm."""
-    of_score = {measure: ratio_interval(arm[measure], gold[measure], clusters) for measure in METRICS}
+    of_score = {measure: share(arm[measure], gold[measure], clusters) for measure in METRICS}
     if closed is None:
         return {"of_score": of_score}
 
     def gain(scores: Scores, measure: str) -> list[float]:
         return [mine - base for mine, base in zip(scores[measure], closed[measure], strict=True)]
 
-    of_gain = {measure: ratio_interval(gain(arm, measure), gain(gold, measure), clusters) for measure in MEASURES}
+    of_gain = {measure: share(gain(arm, measure), gain(gold, measure), clusters) for measure in MEASURES}
     return {"of_score": of_score, "of_gain": of_gain}
+
+
+def share(part: Sequence[float], whole: Sequence[float], clusters: Sequence[str]) -> Interval:
+    """The share of the one in the other; not a number where there was nothing to have a share of."""
+    if sum(whole) <= 0:
+        return Interval(math.nan, math.nan, math.nan)
+    return _wide(ratio_interval(part, whole, clusters), clusters)
+
+
+def _wide(interval: Interval, clusters: Sequence[str]) -> Interval:
+    return widened(interval, len(set(clusters)))
 
 
 def _modules(result: GridResult, objective: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Means and what chance makes of them: 95% percentile intervals by bootstrap, over documents where there are several.
 
-Questions about one document rise and fall together, so whole documents are drawn, each with all of its questions.
-Knows nothing about what was measured. Invariant: equal values, clusters and seed give equal intervals.
+Questions about one document rise and fall together, so whole documents are drawn, each with all of its questions. Of
+few documents a bootstrap promises too much, of two no more than their own two means; `widened` makes up for it. Knows
+nothing about what was measured. Invariant: equal values, clusters and seed give equal intervals.
 """
 
 from __future__ import annotations
@@ -63,6 +64,21 @@ def ratio_interval(
         return Interval(mean, math.nan, math.nan)
     low, high = np.percentile(drawn_R, _PERCENTILES)
     return Interval(mean, float(low), float(high))
+
+
+def widened(interval: Interval, clusters: int) -> Interval:
+    """The interval, stretched on both sides as Student's t asks for a mean over so few clusters (2 or more).
+
+    By sqrt(C / (C - 1)) for the spread that a draw of C loses, and by t over the normal quantile: 9.2 times for two
+    clusters, 1.6 for five, 1.1 for twenty.
+    """
+    from scipy.stats import norm, t
+
+    if clusters < 2:
+        return interval
+    times = math.sqrt(clusters / (clusters - 1)) * t.ppf(0.975, clusters - 1) / norm.ppf(0.975)
+    below, above = interval.mean - interval.low, interval.high - interval.mean
+    return Interval(interval.mean, float(interval.mean - times * below), float(interval.mean + times * above))
 
 
 def _places(clusters: Sequence[Hashable] | None, count: int) -> npt.NDArray[np.int64]:

@@ -30,7 +30,7 @@ from hybridqa.modules.manifest import Manifest, write_manifest
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.extractor_job import ExtractorJob
-from hybridqa.training.extractor_material import Material, hash_of
+from hybridqa.training.extractor_material import Material, hash_of, text_hash
 from hybridqa.training.extractor_outcome import ExtractorOptions, ExtractorOutcome
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
@@ -114,9 +114,12 @@ class ExtractorMaker:
             )
 
     def _served(self, documents: Sequence[EvalDocument], collection: str) -> set[str]:
-        """Ids of the documents whose text the collection holds."""
-        held = {document.content_hash for document in self._catalog.list_documents(collection)}
-        return {document.doc_id for document in documents if hash_of(document) in held}
+        """Ids of the documents whose text the collection holds, under whatever title."""
+        held = {
+            text_hash(self._catalog.get_document(collection, document.doc_id).text)
+            for document in self._catalog.list_documents(collection)
+        }
+        return {document.doc_id for document in documents if text_hash(document.text) in held}
 
     def _work_folder(self, documents: Sequence[EvalDocument]) -> Path:
         settings = self._settings
@@ -139,7 +142,12 @@ class ExtractorMaker:
                 say("add", place, len(doc_ids))
                 other.add_text(document.doc_id, document.text, title=document.title)
             if taught:
-                other.refresh(collection=DEFAULT_COLLECTION, doc_ids=taught, on_event=tell)
+                report = other.refresh(collection=DEFAULT_COLLECTION, doc_ids=taught, on_event=tell)
+                if failed := [outcome for outcome in report.outcomes if outcome.state == "failed"]:
+                    raise TrainingError(
+                        f"{len(failed)} of {len(taught)} modules failed, the first of document {failed[0].doc_id!r}: "
+                        f"{failed[0].reason} Run `hybridqa train-extractor` again: it goes on from what is there."
+                    )
         with self._open_work(work) as other:
             material = Material.gather(other, chosen, options, lambda done, total: say("exercises", done, total))
             folder = other.settings.module_dir / "work" / material.job.name

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hybridqa.evaluation.statistics import paired_difference
+from hybridqa.evaluation.statistics import paired_difference, widened
 from hybridqa.training.exercises import UNANSWERABLE, Exercise
 from hybridqa.training.mixture import CONFIGURATIONS, SERVING
 
@@ -27,7 +27,7 @@ class Check:
     without: float  # the extractor, with the same prompt and module
     adapted: float  # with it
     gain: float
-    low: float  # 95% interval of the gain, paired bootstrap over documents
+    low: float  # 95% interval of the gain, paired bootstrap over documents, widened where they are few
     high: float
 
 
@@ -62,7 +62,7 @@ def judge_extractor(
         if chosen:
             one, other = [without[place] for place in chosen], [adapted[place] for place in chosen]
             documents = [exercises[place].doc_id for place in chosen]
-            gain = paired_difference(other, one, documents, seed=seed)
+            gain = widened(paired_difference(other, one, documents, seed=seed), len(set(documents)))
             size = len(chosen)
             checks[name] = Check(
                 size, len(set(documents)), sum(one) / size, sum(other) / size, gain.mean, gain.low, gain.high

@@ -109,6 +109,11 @@ def hash_of(document: EvalDocument) -> str:
     return content_hash(one_line(normalise(document.title)), normalise(document.text))
 
 
+def text_hash(text: str) -> str:
+    """The same for equal texts, whatever their titles and headings."""
+    return content_hash("", normalise(text))
+
+
 def _draw(
     writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told, seed: int
 ) -> tuple[list[Exercise], dict[str, int]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hybridqa.errors import TrainingError
-from hybridqa.training.checkpoint import load_checkpoint, save_checkpoint
+from hybridqa.training.checkpoint import Spent, load_checkpoint, save_checkpoint
 from hybridqa.training.kept import Kept
 from hybridqa.training.lora import Companion
 from hybridqa.training.objectives import concatenate, distillation_loss
@@ -52,7 +52,7 @@ def fit(
 
     `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` finds its targets in
     `teachers`. `companions[v]`, where given, answers beside the adapter in the packs of list v; `distractors` are
-    companions of which a share of the steps, `recipe.distracted`, draws one; where there are none, the adapter's own
+    companions of which a share of the steps, `recipe.distracted`, draws one; where none are used, the adapter's own
     copy stands in for them in `recipe.echoed` of the steps. `retained` are examples, in such lists, to
     be answered as their targets in `teachers` say, by KL alone, whatever the objective: a share of the steps,
     `recipe.retention`, takes a pack of them along, with no companion there. `more` is called once, when
@@ -67,12 +67,10 @@ def fit(
     weights, holding = recipe.weights(), replace(PLAIN_KL, kl=recipe.retention_weight)
     adapter = trainer.parameters()
     optimiser = _optimiser(adapter, recipe)
-    started = time.perf_counter()
-    first = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else 0
-    loss = _Smoothed()
-    spent = 0.0
-    with Kept(recipe.memory_mb * 1_000_000 // 2) as lowers:
-        step = first
+    step, spent = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else (0, Spent())
+    started = time.perf_counter() - spent.seconds
+    spill = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
+    with Kept(recipe.memory_mb * 1_000_000 // 2, spill) as lowers:
         while step < len(plan):
             if more is not None and step >= turn:
                 added = rows_of(more(), recipe, first=len(students))
@@ -86,7 +84,7 @@ def fit(
             value = _learn(trainer, row, plan[step], companion, teachers, weights, recipe, lowers)
             if (place := holds.get(step)) is not None:  # gradients add up: the number of steps stays what it is
                 _learn(trainer, held[place], -1 - place, None, teachers, holding, recipe, lowers)
-                spent += len(held[place].pack)
+                spent.tokens += len(held[place].pack)
             torch.nn.utils.clip_grad_norm_(adapter.values(), CLIP)
             optimiser.step()
             if not math.isfinite(value):
@@ -94,15 +92,15 @@ def fit(
                     f"the loss became {value!r} at step {step}; expected a finite number. "
                     "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
                 )
-            spent += len(row.pack)
-            loss.add(value)
+            spent.tokens += len(row.pack)
+            spent.loss = value if math.isnan(spent.loss) else 0.9 * spent.loss + 0.1 * value
+            spent.seconds = time.perf_counter() - started
             step += 1
             if on_step is not None:
-                on_step(step, len(plan), loss.value)
+                on_step(step, len(plan), spent.loss)
             if checkpoint is not None and step % recipe.checkpoint_steps == 0 and step < len(plan):
-                save_checkpoint(checkpoint, recipe, step, len(plan), adapter, optimiser)
-    seconds = time.perf_counter() - started
-    return {"steps": len(plan), "seconds": seconds, "loss": loss.value, "tokens": spent}
+                save_checkpoint(checkpoint, recipe, step, len(plan), adapter, optimiser, spent)
+    return {"steps": len(plan), "seconds": spent.seconds, "loss": spent.loss, "tokens": spent.tokens}
 
 
 def _learn(
@@ -174,13 +172,3 @@ def _share(step: int, steps: int, recipe: Recipe) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-class _Smoothed:
-    """A running mean of the loss."""
-
-    def __init__(self) -> None:
-        self.value = float("nan")
-
-    def add(self, value: float) -> None:
-        self.value = value if math.isnan(self.value) else 0.9 * self.value + 0.1 * value

@@ -18,7 +18,7 @@ FASTER = 1.3  # bfloat16 has to be so many times faster: it is less exact
 def faster_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it, and on a CPU whose own instructions make it faster; else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type != "cpu":
         return torch.float32
     seconds = {dtype: _seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -128,7 +128,7 @@ class Refresher:
                 raise
             for document in todo.values():
                 if (document.collection, document.doc_id) not in done:
-                    outcomes.append(RefreshOutcome(document.collection, document.doc_id, None, "failed", str(error)))
+                    outcomes.append(self._failed(document, str(error), tell))
         return outcomes
 
     def _known(self, document: DocumentSummary, recipe: dict[str, Any]) -> RefreshOutcome | None:

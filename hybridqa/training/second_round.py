@@ -18,7 +18,7 @@ def choose_second_round(
 ) -> list[Pair]:
     """`count` pairs of the reserve, or all of a smaller one, in the order of their chunks.
 
-    Each chunk's share is in proportion to how far its held-out loss (nats a token, by the chunk's ordinal) is above the
+    Each chunk's share is in proportion to how far its loss (nats a token, by the chunk's ordinal) is above the
     best chunk's. A chunk that was not measured counts as the nearest measured one does; where all are alike, all get
     the same. What a chunk's reserve cannot give goes to the others.
     """

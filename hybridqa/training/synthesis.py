@@ -120,7 +120,7 @@ class Synthesiser:
 
     def run(self, documents: Sequence[tuple[str, Sequence[str]]]) -> list[Curriculum]:
         """The curricula of (title, chunks) documents; all requests of a kind go to the generator together."""
-        drafts = [self._draft(title, tuple(chunks), place) for place, (title, chunks) in enumerate(documents)]
+        drafts = [self._draft(title, tuple(chunks)) for title, chunks in documents]
         questions = self._write(
             [question_task(draft.title, draft.chunks[fact.passage], fact) for draft in drafts for fact in draft.asked],
             QUESTION_TOKENS,
@@ -142,10 +142,10 @@ class Synthesiser:
     def _write(self, prompts: Sequence[Prompt], max_tokens: int) -> Iterator[Completion]:
         return iter(self._generator.write(prompts, max_tokens=max_tokens) if prompts else [])
 
-    def _draft(self, title: str, chunks: tuple[str, ...], place: int) -> _Draft:
+    def _draft(self, title: str, chunks: tuple[str, ...]) -> _Draft:
         """What needs no generator."""
         facts = find_facts(chunks)
-        draft = _Draft(title, chunks, facts, self._choose(facts, place), Critic(title))
+        draft = _Draft(title, chunks, facts, self._choose(facts, title), Critic(title))
         draft.pairs.extend(restatements(facts, title, seed=self._seed))
 
         def fit(one: int, other: int) -> bool:
@@ -162,9 +162,11 @@ class Synthesiser:
         draft.critic.know(pair.question for pair in (*draft.pairs, *draft.reserve))
         return draft
 
-    def _choose(self, facts: Sequence[Fact], place: int) -> list[Fact]:
+    def _choose(self, facts: Sequence[Fact], title: str) -> list[Fact]:
         """Facts to have the generator ask for, spread over the document."""
-        rng = random.Random(self._seed + place)
+        rng = random.Random(
+            f"{self._seed} {title} {facts[0].sentence if facts else ''}"
+        )  # whatever other documents there are
         chunks = sorted({fact.passage for fact in facts})
         chosen = rng.sample(list(facts), min(self._plan.questions, len(facts)))
         if self._plan.questions_per_chunk * len(chunks) > self._plan.questions:

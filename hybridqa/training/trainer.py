@@ -6,6 +6,7 @@ never change, and a run resumed from a checkpoint takes the same steps as one th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -42,6 +43,7 @@ class Trainer:
         self.targets = linear_names(self.base)  # what an adapter sits on, such as "q_proj"
         self.maps: LoraMaps | None = None  # while an adapter is attached
         self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
+        self._window = _window(self.base.config.get_text_config())
         self._packs: bool | None = None  # whether a pack gives what its examples give alone; None: not yet seen
         self._apart = use_packed_attention(self.base)  # whether attention may go through a pack example by example
 
@@ -141,7 +143,7 @@ class Trainer:
         """The pack itself, or each of its examples alone where this model cannot keep them apart."""
         if self._packs is None:
             self._packs = self._can_pack()
-        return [row] if self._packs else row.alone()
+        return [row] if self._packs and int(row.positions_T.max()) < self._window else row.alone()
 
     def _can_pack(self) -> bool:
         """Whether two examples packed give what they give alone: no list of families could be kept complete."""
@@ -278,6 +280,12 @@ def _mean_logprobs(logits_N_V: Tensor, targets_N: Tensor, lengths: Sequence[int]
     """The mean log-probability of each example's targets."""
     logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
     return [float(piece.mean()) for piece in torch.split(logprob_N, list(lengths))]
+
+
+def _window(config: Any) -> float:
+    """How far a layer looks back at least: a pack's mask knows nothing of layers that look less far than all of it."""
+    known = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in known if size), default=math.inf)
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:

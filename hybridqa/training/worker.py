@@ -25,7 +25,7 @@ from hybridqa.training.gate import GateReport
 from hybridqa.training.judging import judge_module
 from hybridqa.training.kept import Kept
 from hybridqa.training.lesson import Job
-from hybridqa.training.memory import peak_memory
+from hybridqa.training.memory import forget_peak, peak_memory
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.targets import KeptTargets
 from hybridqa.training.teaching import Teaching
@@ -43,6 +43,9 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
     recipe = Recipe(**job.recipe)
     lesson = job.curriculum
     started = time.perf_counter()
+    forget_peak()
+    for left in folder.glob("kept-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     trainer.attach(recipe)
     beside = load_beside(trainer, job.companions, job.model_hash, seed=recipe.seed)
     told = 0.0
@@ -53,7 +56,7 @@ def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
             told = time.perf_counter()
             say(job=folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
 
-    with Kept(recipe.memory_mb * 1_000_000 // 2) as kept:
+    with Kept(recipe.memory_mb * 1_000_000 // 2, folder) as kept:
         teaching = Teaching(folder, job, trainer, prompts, recipe, KeptTargets(kept))
         students = teaching.students()
         if recipe.weights().need_teacher:

@@ -114,7 +114,8 @@ def test_beside_an_extractor_several_modules_share_its_weights(open_store: Open)
     choice = open_store().ask(QUESTION, extractor=False).modules[0]
     joined = Companions(module_weights=WEIGHTS).join(Route(Mode.HYBRID, (), (choice,) * 4))
     assert [found.weight for found in joined.modules] == [{name: value / 2 for name, value in WEIGHTS.items()}] * 4
-    assert [found.weight for found in Companions().join(joined).modules] == [found.weight for found in joined.modules]
+    for without in (Companions(), Companions(module_weights={})):  # none, and one that was trained without modules
+        assert without.join(joined).modules == joined.modules
 
 
 def test_nothing_found_is_still_an_abstention(open_store: Open) -> None:

@@ -78,6 +78,7 @@ def test_the_trainer_and_the_builder_say_the_same(tokenizer: Any) -> None:
     ids = builder.encode(messages_for("Who?", texts))
     assert ids == builder.build("Who?", (), SOURCES, max_answer_tokens=8).token_ids
     assert tokenizer.decode(builder.encode_answer("Mira.")) == "Mira.<|im_end|>"
+    assert tokenizer.decode(builder.encode_answer("Mira.", ended=False)) == "Mira."
 
 
 def test_history_comes_before_the_question_without_its_old_numbers(tokenizer: Any) -> None:

@@ -59,11 +59,12 @@ def test_comparisons_are_of_arms_that_are_there() -> None:
         ("KM:dcd", "closed"),
         ("KM:next-token", "closed"),
         ("KM:dcd", "KM:next-token"),
+        ("KM×2", "KM:dcd"),
         ("RAG", "closed"),
         ("RAG+KM", "RAG"),
     ]
     everything = comparisons(choose_arms(None, OBJECTIVES, (1, 2, 4), extractor=True)[0])
-    assert {("RAG+KM+KE", "RAG+KE"), ("KM×4", "KM×1"), ("gold+KM", "gold")} <= set(everything)
+    assert {("RAG+KM+KE", "RAG+KE"), ("KM×4", "KM×1"), ("KM×4", "KM:dcd"), ("gold+KM", "gold")} <= set(everything)
 
 
 def test_the_gold_chunk_holds_an_answer() -> None:

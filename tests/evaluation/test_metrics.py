@@ -70,5 +70,11 @@ def test_rouge_l(answer: str, golds: list[str], rouge: float) -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_gold_answer_scores_one(name: str) -> None:
-    for gold in ("the dispersion of the lens material", "1,500", "Zürich — Köln", "你好"):
+    for gold in (
+        "the dispersion of the lens material",
+        "1,500",
+        "Zürich — Köln",
+        "你好",
+        "at 37 °C [12] for a day [3, 4]",
+    ):
         assert METRICS[name](f"{gold} [1]", ["something else", gold]) == 1

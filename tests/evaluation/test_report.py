@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from hybridqa.evaluation.report import without_folders
+import pytest
+
+from hybridqa.evaluation.report import share, without_folders
 
 
 def test_a_report_names_files_and_not_where_they_lay() -> None:
@@ -20,3 +23,11 @@ def test_a_report_names_files_and_not_where_they_lay() -> None:
         "file": "x.jsonl",
         "near": "data/x.jsonl",
     }
+
+
+def test_nothing_is_recovered_where_the_passage_gained_nothing() -> None:
+    documents = ["a", "b", "c"]
+    found = share([0.3, 0.2, 0.1], [0.2, 0.1, -0.3], documents)
+    assert math.isnan(found.mean) and math.isnan(found.low)
+    half = share([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], documents)
+    assert (half.mean, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from hybridqa.evaluation.statistics import mean_interval, paired_difference, ratio_interval
+from hybridqa.evaluation.statistics import mean_interval, paired_difference, ratio_interval, widened
 
 
 def draw(rng: random.Random, documents: int, questions: int) -> tuple[list[float], list[int]]:
@@ -32,6 +32,22 @@ def test_the_interval_covers_the_mean_when_documents_differ() -> None:
         naive += single.low <= 0 <= single.high
     assert 130 <= covered <= 149  # of 150: about 93%, as a percentile bootstrap over 25 has it
     assert naive < 100  # questions drawn one by one promise far too much
+
+
+@pytest.mark.parametrize("documents", [2, 3, 5, 8])
+def test_over_few_documents_a_widened_interval_promises_no_more_than_it_keeps(documents: int) -> None:
+    rng = random.Random(documents)
+    covered = plain = 0
+    for trial in range(300):
+        values, clusters = draw(rng, documents, 6)
+        narrow = mean_interval(values, clusters, seed=trial)
+        wide = widened(narrow, documents)
+        plain += narrow.low <= 0 <= narrow.high
+        covered += wide.low <= 0 <= wide.high
+        assert wide.mean == narrow.mean and wide.low <= narrow.low <= narrow.high <= wide.high
+    assert covered >= 0.92 * 300 > plain
+    alone = mean_interval([0.0, 1.0], ["a", "a"])
+    assert math.isnan(widened(alone, 1).low)
 
 
 def test_one_question_a_document_is_the_plain_bootstrap() -> None:

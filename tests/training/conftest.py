@@ -17,6 +17,8 @@ def _save(folder: Path, family: str) -> Path:
         GraniteMoeHybridConfig,
         LlamaConfig,
         LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
         Qwen2Config,
         Qwen2ForCausalLM,
     )
@@ -27,6 +29,9 @@ def _save(folder: Path, family: str) -> Path:
     model: torch.nn.Module
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes, **common))
+    elif family == "mistral":  # its layers look eight tokens back, no further
+        config = MistralConfig(num_hidden_layers=4, sliding_window=8, head_dim=8, **sizes, **common)
+        model = MistralForCausalLM(config)
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=4, tie_word_embeddings=True, **sizes, **common))
     elif family == "gptj":  # attention of its own only, and layers that hand on tuples
@@ -52,6 +57,12 @@ def _save(folder: Path, family: str) -> Path:
 def tiny_decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random decoder of four layers."""
     return _save(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random decoder whose attention looks eight tokens back."""
+    return _save(tmp_path_factory.mktemp("mistral"), "mistral")
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,18 @@ def test_a_trainer_uses_it_and_a_model_with_more_than_causal_attention_does_not(
     assert len(asked) == 2
 
 
+def test_a_pack_says_what_its_examples_say_alone_where_layers_look_back_no_further_than_a_window(
+    tiny_windowed: Path,
+) -> None:
+    trainer = Trainer(tiny_windowed, device="cpu")
+    trainer.attach(Recipe(rank=2))
+    for row in (a_row(2, 3, 2), a_row(6, 4, 9), a_row(20, 4, 2)):
+        with torch.no_grad():
+            packed_N_V, _, _ = trainer.forward(row, hidden=False)
+            alone_N_V = torch.cat([trainer.forward(one, hidden=False)[0] for one in row.alone()])
+        torch.testing.assert_close(packed_N_V, alone_N_V, rtol=1e-4, atol=1e-5)
+
+
 def test_the_trainer_goes_through_it(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts: list[int] = []
     apart = Layout.of

@@ -20,7 +20,7 @@ from hybridqa.modules.adapter import read_adapter
 from hybridqa.modules.manifest import Manifest, check_files, read_manifest
 from hybridqa.modules.registry import module_id_for
 from hybridqa.training.checkpoint import CHECKPOINT
-from hybridqa.training.outcome import RefreshEvent
+from hybridqa.training.outcome import RefreshEvent, RefreshReport
 from hybridqa.types import Module, ModuleKind
 
 MakeAdapter = Callable[..., Path]
@@ -202,7 +202,7 @@ def test_bad_input_is_refused_before_anything_is_done(qa: HybridQA, towns: tuple
 def test_documents_that_are_served_are_left_out(qa: HybridQA, towns: tuple[Path, Path]) -> None:
     for place in range(4):
         entry = json.loads(towns[0].read_text().splitlines()[place])
-        qa.add_text(f"other-id-{place}", entry["text"], title=entry["title"])
+        qa.add_text(f"other-id-{place}", entry["text"], title=entry["title"] if place else "Annual report")
     with pytest.raises(InputError, match="4 of them left out because the collection serves them"):
         qa.train_extractor(*towns)
 
@@ -213,9 +213,18 @@ def test_without_any_module_there_is_nothing_to_stand_beside(
     with HybridQA.open(work, **settings_for(qa.model)) as store:
         for module in store.modules():
             store.catalog.set_current("default", module.module_id, None)
-    monkeypatch.setattr(HybridQA, "refresh", lambda *_, **__: None)  # as when every gate says no
+    monkeypatch.setattr(HybridQA, "refresh", lambda *_, **__: RefreshReport((), 0.0))  # as when every gate says no
     with pytest.raises(TrainingError, match=r"passed its gate.*--no-modules"):
         qa.train_extractor(*towns, work=work)
+
+
+def test_a_module_that_fails_stops_it_with_its_reason(towns: tuple[Path, Path], tmp_path: Path, qa: HybridQA) -> None:
+    settings = {**settings_for(qa.model), "learning_rate": 1e30, "train_steps": 8}
+    with (
+        HybridQA.open(tmp_path / "other", create=True, **settings) as other,
+        pytest.raises(TrainingError, match=r"6 of 6 modules failed, the first of document 'town-0': .*loss became nan"),
+    ):
+        other.train_extractor(*towns)
 
 
 def test_two_at_once_are_refused(qa: HybridQA, towns: tuple[Path, Path], work: Path) -> None:

@@ -92,6 +92,16 @@ def test_a_curriculum_survives_json() -> None:
     assert Curriculum.from_dict(json.loads(json.dumps(asdict(lesson)))) == lesson
 
 
+def test_a_document_is_asked_the_same_whatever_documents_come_with_it() -> None:
+    text = " ".join(f"The mill of Tarn {place} was built in {1500 + place} by Otto Falk." for place in range(40))
+    first, second = Writer(), Writer()
+    (alone,) = Synthesiser(first).run([("Mills", (text,))])
+    beside = Synthesiser(second).run([("Kettle", (TEXT,)), ("Mills", (text,))])[1]
+    assert alone == beside
+    mills = [[prompt for prompt in asked[0] if "mill of Tarn" in prompt.text] for asked in (first.asked, second.asked)]
+    assert mills[0] == mills[1] and len(mills[0]) == 8
+
+
 def test_both_forms_of_a_request_show_the_same_and_end_where_a_model_goes_on() -> None:
     fact = find_facts([TEXT])[0]
     for prompt in (question_task("Kettle", TEXT, fact), summary_task("Kettle", TEXT), restatement_task("Kettle", TEXT)):

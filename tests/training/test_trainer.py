@@ -111,10 +111,12 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tiny_llama: Path, tmp_pat
     trainer.attach(recipe)
     items = examples(12, seed=2)
     targets = trainer.teach(items, recipe)
-    trainer.fit(
-        [items[::2], items[1::2]], targets, recipe, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step)
-    )
+    lists = [items[::2], items[1::2]]
+    told = trainer.fit(lists, targets, recipe, checkpoint=tmp_path, on_step=lambda step, *_: steps.append(step))
     assert steps == list(range(7, 13))
+    trainer.attach(recipe)
+    unbroken = trainer.fit(lists, targets, recipe)
+    assert (told["steps"], told["tokens"], told["loss"]) == (12, unbroken["tokens"], unbroken["loss"])
     for name, weight in trainer.parameters().items():
         assert torch.equal(weight, whole[name]), name
     other = dataclasses.replace(recipe, learning_rate=3e-3)
