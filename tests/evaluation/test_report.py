@@ -27,7 +27,7 @@ def test_a_report_names_files_and_not_where_they_lay() -> None:
 
 def test_nothing_is_recovered_where_the_passage_gained_nothing() -> None:
     documents = ["a", "b", "c"]
-    found = share([0.3, 0.2, 0.1], [0.2, 0.1, -0.3], documents)
+    found = share([0.3, 0.2, 0.1], [0.2, 0.1, -0.4], documents)
     assert math.isnan(found.mean) and math.isnan(found.low)
     half = share([0.1, 0.2, 0.3], [0.2, 0.4, 0.6], documents)
     assert (half.mean, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))

@@ -45,7 +45,8 @@ def test_over_few_documents_a_widened_interval_promises_no_more_than_it_keeps(do
         plain += narrow.low <= 0 <= narrow.high
         covered += wide.low <= 0 <= wide.high
         assert wide.mean == narrow.mean and wide.low <= narrow.low <= narrow.high <= wide.high
-    assert covered >= 0.92 * 300 > plain
+    assert covered >= 0.9 * 300
+    assert plain <= covered - 9
     alone = mean_interval([0.0, 1.0], ["a", "a"])
     assert math.isnan(widened(alone, 1).low)
 

@@ -112,7 +112,7 @@ def test_retention_keeps_general_answers_where_they_were(tiny_model: ModelFolder
     losses: dict[float, float] = {}
     tokens: dict[float, float] = {}
     for share in (0.0, 0.5):
-        recipe = replace(RECIPE, retention=share, retention_weight=2.0, pack_tokens=96)
+        recipe = replace(RECIPE, retention=share, retention_weight=2.0, pack_tokens=96, echoed=0.0)
         trainer = Trainer(tiny_model.path, device="cpu")
         trainer.attach(recipe)
         retained = retention_examples(prompts, TRAINING)
