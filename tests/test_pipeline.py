@@ -77,7 +77,7 @@ def settings_for(model: ModelFolder) -> dict[str, Any]:
 
 def real(model: ModelFolder) -> dict[str, Any]:
     """Settings for modules that have to pass the gate, which a random model's do not."""
-    return {"model": str(model.path), "train_steps": 60}
+    return {"model": str(model.path), "train_steps": 0}  # as many as the recipe has for a short document
 
 
 @pytest.fixture
@@ -277,17 +277,7 @@ def test_the_life_of_a_module(open_store: Open, model_folder: ModelFolder, tmp_p
     assert qa.module_state("kettle") == "stale"  # version 1 knows the old text
     assert qa.rollback(qa.module_id("kettle"), 2).current
 
-    module = next(module for module in qa.modules() if module.name == f"{qa.module_id('bridge')}@1")
-    weights = module.path / "adapter_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-20] ^= 0xFF
-    weights.write_bytes(data)
-    hurt = qa.ask("Who built the Tarn bridge?")
-    assert not hurt.modules and hurt.passages and "left out" in hurt.route_reason
-    mended = qa.refresh(doc_ids=["bridge"], force=True)
-    assert mended.outcomes[0].module == f"{qa.module_id('bridge')}@2"
     assert qa.ask("Who built the Tarn bridge?").modules
-
     folders = [module.path for module in qa.modules() if "bridge" in module.documents]
     stacks = tmp_path / "store" / "modules" / "default" / "stacks"
 
@@ -302,6 +292,35 @@ def test_the_life_of_a_module(open_store: Open, model_folder: ModelFolder, tmp_p
     assert all("bridge" not in module.documents for module in qa.modules())
     assert not list((tmp_path / "store" / "modules" / "default" / "work").glob("job-*"))
     assert qa.catalog.check() == []
+
+
+def hurt_the_bridge(qa: HybridQA) -> None:
+    """Changes a byte of its module, which is noticed."""
+    module = next(module for module in qa.modules() if module.name == f"{qa.module_id('bridge')}@1")
+    weights = module.path / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-20] ^= 0xFF
+    weights.write_bytes(data)
+    hurt = qa.ask("Who built the Tarn bridge?")
+    assert not hurt.modules and hurt.passages and "left out" in hurt.route_reason
+
+
+def test_a_hurt_module_is_left_out(open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived) -> None:
+    lived.copy(tmp_path)
+    qa = open_store(**real(model_folder))
+    assert qa.ask("Who built the Tarn bridge?").modules
+    hurt_the_bridge(qa)
+    assert qa.ask("What does the Lumen kettle cost?").modules
+
+
+@pytest.mark.slow  # trains another module
+def test_a_hurt_module_is_made_again(open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived) -> None:
+    lived.copy(tmp_path)
+    qa = open_store(**real(model_folder))
+    hurt_the_bridge(qa)
+    mended = qa.refresh(doc_ids=["bridge"], force=True)
+    assert mended.outcomes[0].module == f"{qa.module_id('bridge')}@2"
+    assert qa.ask("Who built the Tarn bridge?").modules
 
 
 def test_a_module_that_learns_nothing_is_rejected_and_not_tried_again(open_store: Open) -> None:
@@ -320,6 +339,18 @@ def test_a_module_that_learns_nothing_is_rejected_and_not_tried_again(open_store
         qa.refresh(doc_ids=["nothing"])
 
 
+def changed_model(model: ModelFolder, tmp_path: Path) -> Path:
+    """Another base model, nearly the same."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other-model"
+    shutil.copytree(model.path, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
 def test_modules_of_another_base_model_stay_out(
     open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived
 ) -> None:
@@ -327,18 +358,21 @@ def test_modules_of_another_base_model_stay_out(
     qa = open_store(**real(model_folder))
     assert qa.ask("Who built the Tarn bridge?").modules
     qa.close()
-    other = tmp_path / "other-model"
-    shutil.copytree(model_folder.path, other)
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(other / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01
-    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    other = changed_model(model_folder, tmp_path)
     again = open_store(**real(replace(model_folder, path=other)))
     answer = again.ask("Who built the Tarn bridge?")
     assert answer.passages and not answer.modules
-    assert [outcome.state for outcome in again.refresh(doc_ids=["bridge"]).outcomes] == ["published"]
-    assert again.ask("Who built the Tarn bridge?").modules
+
+
+@pytest.mark.slow  # trains another module
+def test_another_base_model_gets_modules_of_its_own(
+    open_store: Open, model_folder: ModelFolder, tmp_path: Path, lived: Lived
+) -> None:
+    lived.copy(tmp_path)
+    other = changed_model(model_folder, tmp_path)
+    qa = open_store(**real(replace(model_folder, path=other)))
+    assert [outcome.state for outcome in qa.refresh(doc_ids=["bridge"]).outcomes] == ["published"]
+    assert qa.ask("Who built the Tarn bridge?").modules
 
 
 def test_a_document_is_removed_whole_where_its_base_model_cannot_be_had(open_store: Open, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def composition(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelFolder) -> Any
     return importlib.import_module("composition")
 
 
+@pytest.mark.slow
 def test_every_way_is_trained_and_stacked_whole_and_shared(
     composition: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,8 +189,8 @@ def test_the_report_has_every_number_with_its_interval(result: GridResult, optio
     assert gain == pytest.approx(means["KM:dcd"] - means["closed"])
     recovered = report["recovered"]["KM:dcd"]
     assert set(recovered["of_score"]) == set(METRICS)
-    share = gain / (means["gold"] - means["closed"])
-    assert recovered["of_gain"]["answer_logprob"]["mean"] == pytest.approx(share)
+    whole = means["gold"] - means["closed"]  # of a random model the passage may well gain nothing
+    assert recovered["of_gain"]["answer_logprob"]["mean"] == (pytest.approx(gain / whole) if whole > 0 else None)
     modules = report["modules"]["dcd"]
     assert modules["documents"] == modules["trained"] == 3 and set(modules["each"]) == set(TEXTS)
     for module in modules["each"].values():

@@ -218,6 +218,7 @@ def test_without_any_module_there_is_nothing_to_stand_beside(
         qa.train_extractor(*towns, work=work)
 
 
+@pytest.mark.slow
 def test_a_module_that_fails_stops_it_with_its_reason(tmp_path: Path, tiny_model: ModelFolder) -> None:
     towns = write_towns(tmp_path, count=3)
     settings = {**settings_for(tiny_model), "learning_rate": 1e30, "train_steps": 4}

@@ -252,7 +252,7 @@ def loud_decoder(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def recipe_of(case: str, **changes: Any) -> Recipe:
     """One exact step: all logits, hidden states in float32, every example in one pack."""
     exact: dict[str, Any] = {"top_k": 0, "keep_dtype": "float32", "pack_tokens": 10_000, "steps": 1}
-    return Recipe(rank=4, alpha=8, learning_rate=0.0, **{**exact, **CASES[case], **changes})
+    return Recipe(rank=4, alpha=8, learning_rate=0.0, echoed=0.0, **{**exact, **CASES[case], **changes})
 
 
 @pytest.mark.parametrize(
