@@ -64,6 +64,9 @@ def grid(
     documents: Annotated[
         int, typer.Option("--documents", help="Ask about so many documents, chosen by seed; 0: all.")
     ] = 0,
+    max_words: Annotated[
+        int, typer.Option("--max-words", help="Ask about documents of at most so many words alone; 0: any length.")
+    ] = 0,
     questions_per_document: Annotated[
         int, typer.Option("--questions-per-document", help="At most so many of each, chosen by seed; 0: all.")
     ] = 20,
@@ -100,6 +103,7 @@ def grid(
         passages=passages,
         compose=_numbers(compose),
         documents=documents,
+        max_words=max_words,
         questions_per_document=questions_per_document,
         max_answer_tokens=max_answer_tokens,
         seed=seed,

@@ -44,6 +44,7 @@ class GridOptions:
     passages: int | None = None  # None: the setting's
     compose: Sequence[int] = ()
     documents: int = 0  # 0: all
+    max_words: int = 0  # of a document that is asked about; 0: any length
     questions_per_document: int = 20  # 0: all
     max_answer_tokens: int = 32
     seed: int | None = None  # None: the setting's
@@ -91,7 +92,7 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
     documents = read_documents(options.docs)
     every = read_questions(options.questions, documents)
     seed = settings.seed if options.seed is None else options.seed
-    asked = _choose([question for question in every if not question.unanswerable], options, seed)
+    asked = _choose([question for question in every if not question.unanswerable], documents, options, seed)
     doc_ids = list(dict.fromkeys(doc_id for question in asked for doc_id in question.doc_ids))
     most = max(options.compose, default=1)
     if len(doc_ids) < most:
@@ -127,6 +128,7 @@ def _check_numbers(options: GridOptions) -> None:
         raise ConfigError(f"--route is {options.route!r}; expected one of {', '.join(ROUTES)}.")
     least = (
         ("--documents", options.documents, 0),
+        ("--max-words", options.max_words, 0),
         ("--questions-per-document", options.questions_per_document, 0),
         ("--max-answer-tokens", options.max_answer_tokens, 1),
         ("--passages", 1 if options.passages is None else options.passages, 1),
@@ -137,11 +139,21 @@ def _check_numbers(options: GridOptions) -> None:
             raise ConfigError(f"{name} is {value!r}; expected {lowest} or more.")
 
 
-def _choose(questions: Sequence[EvalQuestion], options: GridOptions, seed: int) -> list[EvalQuestion]:
-    """The questions to be asked: those of the documents chosen by seed, so many of each."""
-    clusters = list(dict.fromkeys(cluster_of(question) for question in questions))
-    if not clusters:
+def _choose(
+    questions: Sequence[EvalQuestion], documents: Sequence[EvalDocument], options: GridOptions, seed: int
+) -> list[EvalQuestion]:
+    """The questions to be asked: those of the documents chosen by length and seed, so many of each."""
+    if not questions:
         raise ConfigError(f"{str(options.questions)!r} has no question with an answer; expected at least one.")
+    if options.max_words:
+        short = {document.doc_id for document in documents if len(document.text.split()) <= options.max_words}
+        questions = [question for question in questions if short.issuperset(question.doc_ids)]
+        if not questions:
+            raise ConfigError(
+                f"--max-words {options.max_words} leaves no question: all are about longer documents. Give a larger "
+                "number."
+            )
+    clusters = list(dict.fromkeys(cluster_of(question) for question in questions))
     if options.documents:
         random.Random(seed).shuffle(clusters)
         clusters = clusters[: options.documents]

@@ -94,6 +94,8 @@ def options(tmp_path: Path) -> GridOptions:
         ({"objectives": ()}, "no objective"),
         ({"route": "best"}, "--route is 'best'; expected one of gold, router"),
         ({"documents": -1}, "--documents is -1"),
+        ({"max_words": -1}, "--max-words is -1"),
+        ({"max_words": 1}, "--max-words 1 leaves no question"),
         ({"questions_per_document": -1}, "--questions-per-document"),
         ({"max_answer_tokens": 0}, "--max-answer-tokens is 0; expected 1"),
         ({"passages": 0}, "--passages is 0"),
@@ -121,6 +123,21 @@ def test_a_plan_chooses_by_seed_and_makes_room_for_its_stacks(options: GridOptio
     assert wide.settings["max_lora_rank"] == 128
     with pytest.raises(ConfigError, match="rank 600"):
         make_plan(replace(options, compose=(3,)), Settings(module_rank=200, max_lora_rank=256))
+
+
+def test_long_documents_are_searched_and_not_asked_about(options: GridOptions) -> None:
+    options.docs.write_text(
+        "".join(
+            json.dumps({"doc_id": name, "text": "word " * size}) + "\n"
+            for name, size in zip("abc", (3, 4, 5), strict=True)
+        )
+    )
+    both = {"qid": "both", "question": "?", "answers": ["x"], "doc_ids": ["a", "c"]}
+    with options.questions.open("a") as file:
+        file.write(json.dumps(both) + "\n")
+    plan = make_plan(replace(options, max_words=4), Settings())
+    assert plan.doc_ids == ["a", "b"] and len(plan.questions) == 10 and len(plan.documents) == 3
+    assert len(make_plan(replace(options, max_words=5), Settings()).questions) == 16
 
 
 def test_an_extractor_says_how_its_modules_weigh(
