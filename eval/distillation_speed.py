@@ -76,7 +76,7 @@ NOT_SEPARABLE = {
     "many passes are needed, not what one costs; see the passes, and whole runs with --recipe NAME=VALUE",
     "stopping early": "it ends a run, it makes no pass cheaper; the curves show what a longer run would have given",
     "adapter matmuls that do not upcast": "the trainer's own layers have no other way; peft's are in the reference",
-    "several documents in one batch": "one document is measured here",
+    "several documents in one batch": "one document is measured here; see together_speed.py",
 }
 
 

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     train_epochs: float = Field(5.0, gt=0)  # passes over what is to be learned; of a short document more
     train_steps: int = Field(0, ge=0)  # when not 0, it counts instead of train_epochs
     learning_rate: float = Field(2e-3, gt=0)
+    train_together: int = Field(0, ge=0)  # documents whose modules train in one row; 0: 8 on a GPU, 1 on a CPU
     train_memory_mb: int = Field(4096, ge=1)  # of what the trainer keeps between steps; the rest is kept in files
     generator_url: str | None = None  # an OpenAI-compatible endpoint that writes synthetic data instead of the engine
     generator_model: str | None = None  # its model's name

@@ -131,7 +131,8 @@ class GridModules:
         for key in waiting[:BEHIND]:
             self._tell_of_others(jobs, *key)
         waiting = waiting[BEHIND:]
-        for event in train([jobs[key] for key in todo.values()]) if todo else ():
+        together = self._store.settings.train_together
+        for event in train([jobs[key] for key in todo.values()], together=together) if todo else ():
             if event["stage"] in ("done", "failed") and waiting:
                 self._tell_of_others(jobs, *waiting.pop(0))
             if event["stage"] == "failed":

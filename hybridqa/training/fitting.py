@@ -10,18 +10,20 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch import Tensor
 
 from hybridqa.errors import TrainingError
 from hybridqa.training.checkpoint import Spent, load_checkpoint, save_checkpoint
 from hybridqa.training.kept import Kept
 from hybridqa.training.lora import Companion
-from hybridqa.training.objectives import concatenate, distillation_loss
-from hybridqa.training.packing import Example
+from hybridqa.training.objectives import TeacherTargets, concatenate, distillation_loss
+from hybridqa.training.packing import Example, Pack
 from hybridqa.training.recipe import Recipe, Weights
 from hybridqa.training.schedule import Row, retained_of, rows_of, second_plan, steps_of
 from hybridqa.training.targets import Teachers
@@ -35,20 +37,146 @@ ECHO = 1.5  # how much a copy of the adapter itself counts beside it, at most
 PLAIN_KL = Weights(kl=1.0, hidden=0.0)  # what prompts are held by that have nothing to do with the document
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One pack that a step learns, and what it is learned beside."""
+
+    row: Pack
+    companion: Companion | None
+    teacher: TeacherTargets | None  # of the pack's targets, in order; None where no part of the loss asks for it
+    weights: Weights
+    temperature: float
+    lower_T_D: Tensor | None  # what the layers below the adapter make of the pack; None: they are run
+
+    def loss(self, logits_N_V: Tensor, states_N_L_D: Tensor | None, targets_N: Tensor) -> Tensor:
+        """Of what the model says to the pack; a scalar."""
+        return distillation_loss(
+            logits_N_V, states_N_L_D, targets_N, self.teacher, self.weights, temperature=self.temperature
+        )
+
+
+class Fit:
+    """One adapter's training, step by step: `parts` says what a step learns, `take` takes it. Use it in a `with` block.
+
+    The adapter is the one that is attached to the trainer when this is made, and has to be whenever it is called.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        students: Sequence[Sequence[Example]],
+        teachers: Teachers,
+        recipe: Recipe,
+        *,
+        companions: Sequence[Companion | None] = (),
+        distractors: Sequence[Companion] = (),
+        retained: Sequence[Sequence[Example]] = (),
+        more: Callable[[], Sequence[Sequence[Example]]] | None = None,
+        checkpoint: Path | None = None,
+        on_step: Callable[[int, int, float], None] | None = None,
+        share: float = 1.0,
+    ) -> None:
+        """See `fit`; `share` of the recipe's memory is this one's."""
+        self._trainer = trainer
+        self._lists = len(students)
+        self._teachers = teachers
+        self._recipe = recipe
+        self._companions, self._distractors = companions, distractors
+        self._more = more
+        self._checkpoint = checkpoint
+        self._on_step = on_step
+        self._rows = rows_of(students, recipe)
+        self._plan = steps_of(self._rows, recipe)
+        self._turn = round(len(self._plan) * recipe.first_round) if more is not None else len(self._plan)
+        self._held, self._holds = retained_of(retained, recipe, len(self._plan))
+        self._weights, self._holding = recipe.weights(), replace(PLAIN_KL, kl=recipe.retention_weight)
+        self._adapter = trainer.parameters()
+        self._optimiser = _optimiser(self._adapter, recipe)
+        self._step, self._spent = 0, Spent()
+        if checkpoint is not None:
+            begun = load_checkpoint(checkpoint, recipe, len(self._plan), self._adapter, self._optimiser)
+            self._step, self._spent = begun
+        self._started = time.perf_counter() - self._spent.seconds
+        spill = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
+        self._lowers = Kept(int(recipe.memory_mb * 1_000_000 * share) // 2, spill)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lowers.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+        return self._step >= len(self._plan)
+
+    def parts(self) -> list[Part]:
+        """What the next step learns, its main pack first; their gradients add up, and begin at nothing."""
+        recipe = self._recipe
+        if self._more is not None and self._step >= self._turn:
+            added = rows_of(self._more(), recipe, first=self._lists)
+            self._plan = second_plan(self._plan, self._turn, len(self._rows), len(added), recipe.seed)
+            self._rows, self._more = [*self._rows, *added], None
+        place = self._plan[self._step]
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["full_rate"] * _share(self._step, len(self._plan), recipe)
+        self._optimiser.zero_grad(set_to_none=True)
+        row = self._rows[place]
+        companion = _companion(self._trainer, row, self._step, self._companions, self._distractors, recipe)
+        parts = [self._part(row, place, companion, self._weights)]
+        if (held := self._holds.get(self._step)) is not None:  # the number of steps stays what it is
+            parts.append(self._part(self._held[held], -1 - held, None, self._holding))
+        self._spent.tokens += sum(len(part.row) for part in parts)
+        return parts
+
+    def _part(self, row: Row, place: int, companion: Companion | None, weights: Weights) -> Part:
+        lower_T_D = None
+        if self._trainer.freezes(companion):
+            if place not in self._lowers:
+                lower_T_D = self._trainer.lower(row.pack)
+                if lower_T_D is not None:
+                    self._lowers.put(place, {"lower": lower_T_D})
+            else:
+                lower_T_D = self._lowers.get(place)["lower"].to(self._trainer.device)
+        keys = row.pack.keys if weights.need_teacher else ()
+        teacher = concatenate([self._teachers[key] for key in keys]).to(self._trainer.device) if keys else None
+        return Part(row.pack, companion, teacher, weights, self._recipe.temperature, lower_T_D)
+
+    def take(self, value: float) -> None:
+        """Takes the step whose parts are learned; `value` is the main one's loss.
+
+        Raises `TrainingError` when that is no number.
+        """
+        recipe, spent = self._recipe, self._spent
+        torch.nn.utils.clip_grad_norm_(self._adapter.values(), CLIP)
+        self._optimiser.step()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value!r} at step {self._step}; expected a finite number. "
+                "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
+            )
+        spent.loss = value if math.isnan(spent.loss) else 0.9 * spent.loss + 0.1 * value
+        spent.seconds = time.perf_counter() - self._started
+        self._step += 1
+        total = len(self._plan)
+        if self._on_step is not None:
+            self._on_step(self._step, total, spent.loss)
+        if self._checkpoint is not None and self._step % recipe.checkpoint_steps == 0 and not self.done:
+            save_checkpoint(self._checkpoint, recipe, self._step, total, self._adapter, self._optimiser, spent)
+
+    def report(self) -> dict[str, float]:
+        """Steps, seconds, loss and tokens so far, those of earlier legs included."""
+        spent = self._spent
+        return {"steps": len(self._plan), "seconds": spent.seconds, "loss": spent.loss, "tokens": spent.tokens}
+
+
 def fit(
-    trainer: Trainer,
-    students: Sequence[Sequence[Example]],
-    teachers: Teachers,
-    recipe: Recipe,
-    *,
-    companions: Sequence[Companion | None] = (),
-    distractors: Sequence[Companion] = (),
-    retained: Sequence[Sequence[Example]] = (),
-    more: Callable[[], Sequence[Sequence[Example]]] | None = None,
-    checkpoint: Path | None = None,
-    on_step: Callable[[int, int, float], None] | None = None,
+    trainer: Trainer, students: Sequence[Sequence[Example]], teachers: Teachers, recipe: Recipe, **options: Any
 ) -> dict[str, float]:
-    """Trains the attached adapter and says how it went: steps, seconds, last loss.
+    """Trains the attached adapter and says how it went: steps, seconds, last loss. `options` are `Fit`'s.
 
     `students[v]` are examples whose prompts begin alike, in packs of their own; an example's `key` finds its targets in
     `teachers`. `companions[v]`, where given, answers beside the adapter in the packs of list v; `distractors` are
@@ -60,73 +188,18 @@ def fit(
     With `checkpoint`, the state is saved every `recipe.checkpoint_steps` steps and taken up again from there.
     Raises `TrainingError` when there is no example, or the loss is no number.
     """
-    rows = rows_of(students, recipe)
-    plan = steps_of(rows, recipe)
-    turn = round(len(plan) * recipe.first_round) if more is not None else len(plan)
-    held, holds = retained_of(retained, recipe, len(plan))
-    weights, holding = recipe.weights(), replace(PLAIN_KL, kl=recipe.retention_weight)
-    adapter = trainer.parameters()
-    optimiser = _optimiser(adapter, recipe)
-    step, spent = load_checkpoint(checkpoint, recipe, len(plan), adapter, optimiser) if checkpoint else (0, Spent())
-    started = time.perf_counter() - spent.seconds
-    spill = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
-    with Kept(recipe.memory_mb * 1_000_000 // 2, spill) as lowers:
-        while step < len(plan):
-            if more is not None and step >= turn:
-                added = rows_of(more(), recipe, first=len(students))
-                plan = second_plan(plan, turn, len(rows), len(added), recipe.seed)
-                rows, more = [*rows, *added], None
-            row = rows[plan[step]]
-            companion = _companion(trainer, row, step, companions, distractors, recipe)
-            for part in optimiser.param_groups:
-                part["lr"] = part["full_rate"] * _share(step, len(plan), recipe)
-            optimiser.zero_grad(set_to_none=True)
-            value = _learn(trainer, row, plan[step], companion, teachers, weights, recipe, lowers)
-            if (place := holds.get(step)) is not None:  # gradients add up: the number of steps stays what it is
-                _learn(trainer, held[place], -1 - place, None, teachers, holding, recipe, lowers)
-                spent.tokens += len(held[place].pack)
-            torch.nn.utils.clip_grad_norm_(adapter.values(), CLIP)
-            optimiser.step()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss became {value!r} at step {step}; expected a finite number. "
-                    "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
-                )
-            spent.tokens += len(row.pack)
-            spent.loss = value if math.isnan(spent.loss) else 0.9 * spent.loss + 0.1 * value
-            spent.seconds = time.perf_counter() - started
-            step += 1
-            if on_step is not None:
-                on_step(step, len(plan), spent.loss)
-            if checkpoint is not None and step % recipe.checkpoint_steps == 0 and step < len(plan):
-                save_checkpoint(checkpoint, recipe, step, len(plan), adapter, optimiser, spent)
-    return {"steps": len(plan), "seconds": spent.seconds, "loss": spent.loss, "tokens": spent.tokens}
+    with Fit(trainer, students, teachers, recipe, **options) as run:
+        while not run.done:
+            values = [learn(trainer, part) for part in run.parts()]
+            run.take(values[0])
+        return run.report()
 
 
-def _learn(
-    trainer: Trainer,
-    row: Row,
-    place: int,
-    companion: Companion | None,
-    teachers: Teachers,
-    weights: Weights,
-    recipe: Recipe,
-    lowers: Kept,
-) -> float:
+def learn(trainer: Trainer, part: Part) -> float:
     """One pack forth and back, its gradients added to those that are there; its loss."""
-    lower_T_D = None
-    if trainer.freezes(companion):
-        if place not in lowers:
-            lower_T_D = trainer.lower(row.pack)
-            if lower_T_D is not None:
-                lowers.put(place, {"lower": lower_T_D})
-        else:
-            lower_T_D = lowers.get(place)["lower"].to(trainer.device)
-    keys = row.pack.keys if weights.need_teacher else ()
-    teacher = concatenate([teachers[key] for key in keys]).to(trainer.device) if keys else None
-    with trainer.beside(companion):
-        logits_N_V, states_N_L_D, targets_N = trainer.forward(row.pack, hidden=weights.hidden > 0, lower_T_D=lower_T_D)
-        loss = distillation_loss(logits_N_V, states_N_L_D, targets_N, teacher, weights, temperature=recipe.temperature)
+    with trainer.beside(part.companion):
+        said = trainer.forward(part.row, hidden=part.weights.hidden > 0, lower_T_D=part.lower_T_D)
+        loss = part.loss(*said)
         loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 

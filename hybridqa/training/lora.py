@@ -85,6 +85,7 @@ class LoraMaps:
                 ones = [f"{name}.companion_weight"] + [f"{name}.own_weight"] * (name in self.trained)
                 for key in ones:
                     self.parameters[key] = nn.Parameter(torch.ones((), device=part.weight.device))
+        self.resting = False  # while it is, the model answers as if neither the adapter nor a companion were here
         self._on = True
         self._companion: Companion | None = None
         self._share = 1.0
@@ -115,6 +116,11 @@ class LoraMaps:
             factors[name] = a.to(dtype), (b * scale).to(dtype)
         return Companion(factors)
 
+    def factors(self, name: str) -> tuple[Tensor, Tensor, float] | None:
+        """The adapter's A (R, I), B (O, R) and scale in one linear map, as they learn; None where it has none."""
+        a_R_I, b_O_R = (self.parameters.get(f"{name}.lora_{side}.weight") for side in "AB")
+        return None if a_R_I is None or b_O_R is None else (a_R_I, b_O_R, self.alpha / self.rank)
+
     def lowest(self, companion: Companion | None) -> int:
         """The lowest layer that the adapter or the companion changes."""
         touched = [self._layer_of[id(self.maps[name])] for name in (companion.factors if companion else ())]
@@ -140,6 +146,8 @@ class LoraMaps:
         scale = self.alpha / self.rank
 
         def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self.resting:
+                return None
             companion = self._companion.factors.get(name) if self._companion is not None else None
             if companion is None and (a is None or not self._on):
                 return None

@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridqa.catalog import Catalog
 from hybridqa.training.facts import find_facts
+from hybridqa.training.job_folder import RESULT
 from hybridqa.training.lesson import CHECKPOINT, Job
 from hybridqa.training.pairs import held_out_pairs
 from hybridqa.training.recipe import Recipe
@@ -84,8 +85,8 @@ def tell_others(catalog: Catalog, folders: Sequence[Path], event: Mapping[str, A
 
 
 def tell_job(folder: Path, companions: tuple[str, ...]) -> None:
-    """Gives a job these companions, unless it has begun with others."""
-    if (folder / CHECKPOINT).exists():
+    """Gives a job these companions, unless it has begun with others, or ended."""
+    if (folder / CHECKPOINT).exists() or (folder / RESULT).exists():
         return
     job = Job.load(folder)
     if companions != job.companions:

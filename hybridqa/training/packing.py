@@ -9,6 +9,7 @@ whose logits predict `targets[i]`, one before the target.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,37 @@ class Pack:
 
     def __len__(self) -> int:
         return int(self.token_ids_T.numel())
+
+
+@dataclass(frozen=True, slots=True)
+class Joint(Pack):
+    """Several packs in one row, each with its own prefix; none sees another."""
+
+    sizes: tuple[int, ...]  # tokens of each pack, in order
+
+    @classmethod
+    def of(cls, packs: Sequence[Pack]) -> Joint:
+        """One row of all of them, targets in their order."""
+        starts = [0, *itertools.accumulate(len(part) for part in packs)]
+        return cls(
+            torch.cat([part.token_ids_T for part in packs]),
+            torch.cat([part.positions_T for part in packs]),
+            torch.cat([part.owners_T for part in packs]),
+            torch.cat([part.predicts_N + start for part, start in zip(packs, starts, strict=False)]),
+            torch.cat([part.targets_N for part in packs]),
+            tuple(length for part in packs for length in part.lengths),
+            tuple(key for part in packs for key in part.keys),
+            tuple(item for part in packs for item in part.examples),
+            tuple(len(part) for part in packs),
+        )
+
+    @property
+    def allowed_T_T(self) -> Tensor:
+        """bool: row may look at column, which is of its own pack."""
+        pack_T = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        # Without `super()`: a dataclass with slots is another class than the one its methods were written in.
+        allowed_T_T: Tensor = Pack.allowed_T_T.fget(self)  # type: ignore[attr-defined]
+        return allowed_T_T & (pack_T[:, None] == pack_T[None, :])
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

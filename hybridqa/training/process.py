@@ -22,16 +22,23 @@ WORKER = "hybridqa.training.worker"
 
 
 def train(
-    folders: Sequence[Path], *, worker: str = WORKER, what: str = "documents", again: str = "hybridqa refresh"
+    folders: Sequence[Path],
+    *,
+    worker: str = WORKER,
+    what: str = "documents",
+    again: str = "hybridqa refresh",
+    together: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The events of a trainer at work on `folders`, each with its "job" and "stage"; at most one end for each job.
 
-    `worker` is the module that is run, `what` its jobs are about, `again` the command to repeat after a kill.
+    `worker` is the module that is run, `what` its jobs are about, `again` the command to repeat after a kill;
+    `together` is how many jobs train in one row, where the worker can do that (0: what suits the device).
     Raises `TrainingError` when the process ends before every job has ended.
     """
     ended: set[str] = set()
     # -P: a torch.py or json.py in the working folder is none of ours.
-    command = [sys.executable, "-P", "-m", worker, *(str(folder.absolute()) for folder in folders)]
+    options = [] if together is None else ["--together", str(together)]
+    command = [sys.executable, "-P", "-m", worker, *options, *(str(folder.absolute()) for folder in folders)]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=_environment()

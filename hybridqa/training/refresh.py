@@ -162,7 +162,7 @@ class Refresher:
                 yield folder.name, {"stage": "empty"}
             else:
                 open_jobs.append(folder)
-        for event in train(open_jobs) if open_jobs else ():
+        for event in train(open_jobs, together=self._settings.train_together) if open_jobs else ():
             yield event["job"], event
             tell_others(self._catalog, open_jobs, event)
 

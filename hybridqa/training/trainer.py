@@ -7,7 +7,7 @@ never change, and a run resumed from a checkpoint takes the same steps as one th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hybridqa.training.fitting import fit
 from hybridqa.training.frozen import FrozenLayers, linear_names
 from hybridqa.training.lora import Companion, LoraMaps
 from hybridqa.training.objectives import TeacherTargets, split, summarise_teacher
-from hybridqa.training.packing import Example, Pack, additive_mask, group, pack, probe, same_result
+from hybridqa.training.packing import Example, Joint, Pack, additive_mask, group, pack, probe, same_result
 from hybridqa.training.precision import faster_dtype
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.targets import KeptTargets, Teachers
@@ -141,9 +141,13 @@ class Trainer:
 
     def _rows(self, row: Pack) -> list[Pack]:
         """The pack itself, or each of its examples alone where this model cannot keep them apart."""
+        return [row] if self.keeps_apart(row) else row.alone()
+
+    def keeps_apart(self, row: Pack) -> bool:
+        """Whether this model gives a pack's examples what it gives each alone."""
         if self._packs is None:
             self._packs = self._can_pack()
-        return [row] if self._packs and int(row.positions_T.max()) < self._window else row.alone()
+        return self._packs and int(row.positions_T.max()) < self._window
 
     def _can_pack(self) -> bool:
         """Whether two examples packed give what they give alone: no list of families could be kept complete."""
@@ -165,7 +169,7 @@ class Trainer:
         if len(row.examples) > 1:  # one alone needs neither, and some families take neither
             options["position_ids"] = row.positions_T[None].to(self.device)
             options["attention_mask"] = additive_mask(row.allowed_T_T.to(self.device), self.base.dtype)
-            layout = Layout.of(row, self.device) if self._apart else None
+            layout = Layout.of(row, self.device) if self._apart and not isinstance(row, Joint) else None
         with segmented(layout):
             return self.base(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)
 
@@ -243,31 +247,10 @@ class Trainer:
     # Training
 
     def fit(
-        self,
-        students: Sequence[Sequence[Example]],
-        teachers: Teachers,
-        recipe: Recipe,
-        *,
-        companions: Sequence[Companion | None] = (),
-        distractors: Sequence[Companion] = (),
-        retained: Sequence[Sequence[Example]] = (),
-        more: Callable[[], Sequence[Sequence[Example]]] | None = None,
-        checkpoint: Path | None = None,
-        on_step: Callable[[int, int, float], None] | None = None,
+        self, students: Sequence[Sequence[Example]], teachers: Teachers, recipe: Recipe, **options: Any
     ) -> dict[str, float]:
         """Trains the attached adapter; see `hybridqa.training.fitting.fit`."""
-        return fit(
-            self,
-            students,
-            teachers,
-            recipe,
-            companions=companions,
-            distractors=distractors,
-            retained=retained,
-            more=more,
-            checkpoint=checkpoint,
-            on_step=on_step,
-        )
+        return fit(self, students, teachers, recipe, **options)
 
     def save(self, folder: Path, base_model: str | None = None) -> None:
         """Writes the adapter as a PEFT folder for `base_model`, weights in bfloat16; rounds the attached ones alike."""

@@ -1,35 +1,33 @@
 """The trainer's process: takes job folders, leaves an adapter and a result in each, says on stdout how far it is.
 
-Run as `python -m hybridqa.training.worker FOLDER…`; prints one JSON object a line. Knows nothing about catalogs or
-registries: it publishes nothing. Invariant: a folder with `result.json` is done, and its adapter is the one judged.
+Run as `python -m hybridqa.training.worker [--together N] FOLDER…`; prints one JSON object a line. Knows nothing about
+catalogs or registries. Invariant: what ends one job, or a kill, leaves the others as they were.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hybridqa.answering.prompt import PromptBuilder
-from hybridqa.files import atomic_write_text, fsync_tree
-from hybridqa.training.beside import load_beside
-from hybridqa.training.closeness import ClosenessReport, judge_behaviour
-from hybridqa.training.gate import GateReport
-from hybridqa.training.judging import judge_module
-from hybridqa.training.kept import Kept
+from hybridqa.training.assignment import Assignment
 from hybridqa.training.lesson import Job
-from hybridqa.training.memory import forget_peak, peak_memory
+from hybridqa.training.memory import forget_peak
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.targets import KeptTargets
-from hybridqa.training.teaching import Teaching
+from hybridqa.training.together import Together
 from hybridqa.training.trainer import Trainer
+
+TOGETHER_ON_GPU = 8  # jobs at a time, where the number is left to the worker; on a CPU one
 
 
 def say(**event: Any) -> None:
@@ -37,78 +35,102 @@ def say(**event: Any) -> None:
     print(json.dumps(event, ensure_ascii=False), flush=True)
 
 
-def work(folder: Path, trainer: Trainer, prompts: PromptBuilder) -> None:
-    """Does the job in `folder` and writes its result."""
-    job = Job.load(folder)
-    recipe = Recipe(**job.recipe)
-    lesson = job.curriculum
-    started = time.perf_counter()
-    forget_peak()
-    for left in folder.glob("kept-*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    trainer.attach(recipe)
-    beside = load_beside(trainer, job.companions, job.model_hash, seed=recipe.seed)
-    told = 0.0
+class Worker:
+    """Works through jobs, some of them together."""
 
-    def on_step(step: int, total: int, loss: float) -> None:
-        nonlocal told
-        if time.perf_counter() - told > 0.5 or step == total:
-            told = time.perf_counter()
-            say(job=folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
+    def __init__(self, together: int) -> None:
+        """`together`: how many jobs of one recipe train at a time; 0: as many as suit the device."""
+        self._together = together
+        self._trainer: Trainer | None = None
+        self._prompts: PromptBuilder | None = None
+        self.failed = 0
 
-    with Kept(recipe.memory_mb * 1_000_000 // 2, folder) as kept:
-        teaching = Teaching(folder, job, trainer, prompts, recipe, KeptTargets(kept))
-        students = teaching.students()
-        if recipe.weights().need_teacher:
-            say(job=folder.name, stage="teach", step=0, total=len(teaching.pairs))
-        teaching.teach()
-        retained = teaching.retained()
-        taught = time.perf_counter()
-        trained = trainer.fit(
-            students,
-            teaching.targets,
-            recipe,
-            distractors=beside.distractors,
-            retained=retained,
-            more=teaching.more(),
-            checkpoint=folder,
-            on_step=on_step,
-        )
-    metrics: dict[str, Any] = {"train": {**trained, "dtype": str(trainer.dtype).removeprefix("torch.")}}
-    fitted = time.perf_counter()
-    adapter = folder / "adapter"
-    shutil.rmtree(adapter, ignore_errors=True)
-    trainer.save(adapter, job.model_name)
-    say(job=folder.name, stage="gate", step=0, total=1)
-    report: GateReport | ClosenessReport
-    if teaching.behaviour:
-        report = judge_behaviour(trainer, prompts, lesson, recipe)
-    else:
-        report = judge_module(trainer, prompts, lesson, beside.judges, seed=recipe.seed)
-    metrics["gate"] = report.as_dict()
-    if beside.record:
-        metrics["beside"] = beside.record
-    metrics["synthesis"] = lesson.report() | {"pairs": len(teaching.pairs)} | teaching.second_report()
-    metrics["seconds"] = {
-        "teacher": taught - started,
-        "student": fitted - taught,
-        "gate": time.perf_counter() - fitted,
-        "total": time.perf_counter() - started,
-    }
-    metrics["peak_memory_mb"] = peak_memory()
-    result = {
-        "passed": report.passed,
-        "reason": report.reason,
-        "metrics": metrics,
-        "recipe": asdict(recipe),
-        "rank": recipe.rank,
-        "alpha": recipe.alpha,
-        "targets": trainer.targets,
-    }
-    fsync_tree(adapter)
-    atomic_write_text(folder / "result.json", json.dumps(result))
-    trainer.detach()
-    say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
+    def run(self, folders: Sequence[Path]) -> None:
+        """Does the jobs, in order but for those that are taken along by one of the same recipe."""
+        waiting = list(folders)
+        while waiting:
+            first = waiting.pop(0)
+            with self._apart(first):
+                job = Job.load(first)
+                self._open(job)
+                batch = [first, *self._alike(job, waiting)]
+                waiting = [folder for folder in waiting if folder not in batch]
+                self._work(batch, Recipe(**job.recipe))
+
+    @contextmanager
+    def _apart(self, folder: Path, *, alone: bool = True) -> Iterator[None]:
+        """Inside, whatever goes wrong is reported as this job's own failure: the next may succeed.
+
+        But for a lack of the GPU's memory where the job is not `alone` there.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not alone and isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.failed += 1
+            say(job=folder.name, stage="failed", step=0, total=0, reason=f"{type(error).__name__}: {error}")
+
+    def _open(self, job: Job) -> None:
+        """Loads the base model of the first job; all are of the same."""
+        from hybridqa.models import load_tokenizer
+
+        if self._trainer is None:
+            path = Path(job.model_path)
+            self._trainer = Trainer(path, dtype=Recipe(**job.recipe).dtype)
+            self._prompts = PromptBuilder(
+                load_tokenizer(path), max_model_len=job.max_model_len, context_tokens=job.context_tokens
+            )
+            self._together = self._together or (TOGETHER_ON_GPU if self._trainer.device.type == "cuda" else 1)
+
+    def _alike(self, job: Job, folders: Sequence[Path]) -> list[Path]:
+        """Jobs that may train in one row with this one."""
+        found: list[Path] = []
+        for folder in folders:
+            if len(found) + 1 >= self._together:
+                break
+            try:
+                other = Job.load(folder)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # its own turn says what is wrong
+            if (other.model_path, other.recipe) == (job.model_path, job.recipe):
+                found.append(folder)
+        return found
+
+    def _work(self, folders: Sequence[Path], recipe: Recipe) -> None:
+        try:
+            self._train(folders, recipe)
+        except torch.OutOfMemoryError:
+            if len(folders) == 1:
+                raise
+            for folder in folders:  # each goes on from its checkpoint
+                with self._apart(folder):
+                    self._train([folder], recipe)
+
+    def _train(self, folders: Sequence[Path], recipe: Recipe) -> None:
+        """Trains the jobs' adapters, each in its turn or all in one row, and judges them."""
+        assert self._trainer is not None and self._prompts is not None
+        alone = len(folders) == 1
+        forget_peak()
+        begun: dict[int, Assignment] = {}
+        with Together(self._trainer, recipe, len(folders)) as adapters:
+            try:
+                for place, folder in enumerate(folders):
+                    adapters.use(place)
+                    with self._apart(folder, alone=alone):
+                        begun[place] = Assignment(folder, self._trainer, self._prompts, say, share=1 / len(folders))
+                started = time.perf_counter()
+                failures = adapters.fit({place: work.fit for place, work in begun.items()})
+                seconds = (time.perf_counter() - started) / max(1, len(begun))
+                for place, work in begun.items():
+                    adapters.use(place)
+                    with self._apart(work.folder, alone=alone):
+                        if place in failures:
+                            raise failures[place]
+                        work.finish(seconds, len(begun))
+            finally:
+                for work in begun.values():
+                    work.close()
 
 
 def end_with_parent() -> None:
@@ -122,30 +144,15 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def main(folders: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Works through job folders; one that fails is reported and the next one taken."""
-    from hybridqa.models import load_tokenizer
-
-    trainer: Trainer | None = None
-    prompts: PromptBuilder | None = None
-    failed = 0
-    for name in folders:
-        folder = Path(name)
-        try:
-            job = Job.load(folder)
-            if trainer is None or prompts is None:
-                path = Path(job.model_path)
-                trainer = Trainer(path, dtype=Recipe(**job.recipe).dtype)
-                prompts = PromptBuilder(
-                    load_tokenizer(path), max_model_len=job.max_model_len, context_tokens=job.context_tokens
-                )
-            work(folder, trainer, prompts)
-        except Exception as error:  # noqa: BLE001  # one job's own failure: the next may succeed
-            failed += 1
-            say(job=folder.name, stage="failed", step=0, total=0, reason=f"{type(error).__name__}: {error}")
-            if trainer is not None:
-                trainer.detach()
-    return 1 if failed else 0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--together", type=int, default=0)
+    parser.add_argument("folders", nargs="*", type=Path)
+    given = parser.parse_args(list(arguments))
+    worker = Worker(given.together)
+    worker.run(given.folders)
+    return 1 if worker.failed else 0
 
 
 if __name__ == "__main__":

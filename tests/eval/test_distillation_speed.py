@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,9 @@ def test_an_arm_is_a_process(spec: dict[str, Any], tmp_path: Path) -> None:
     made = json.loads(done.stdout.splitlines()[-1])
     assert made["losses"] == {}
     assert made["base"] > 0
+
+
+def test_modules_trained_in_one_row_are_measured(curriculum_path: Path, tiny_model: ModelFolder) -> None:
+    options = Namespace(curriculum=curriculum_path, model=str(tiny_model.path), steps=2, repeats=1, size=2)
+    found = script("together_speed").measure(options)
+    assert found["in_one_row"] and found["seconds_per_module"] > 0 and len(found["repeats"]) == 1

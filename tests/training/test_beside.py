@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
@@ -25,11 +24,21 @@ from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.worker import work
+from hybridqa.training.worker import main
 from hybridqa.types import Document
 
 MakeAdapter = Callable[..., Path]
-RECIPE = Recipe(rank=2, alpha=4, steps=6, first_layer=0.0, retention=0.0, reading=0.0, objective="sft", distracted=1.0)
+RECIPE = Recipe(
+    rank=2,
+    alpha=4,
+    steps=6,
+    first_layer=0.0,
+    retention=0.0,
+    reading=0.0,
+    objective="sft",
+    distracted=1.0,
+    dtype="float32",
+)
 PAIRS = tuple(
     Pair(f"Which town has the {word}?", word.title(), "ask", 0, -1) for word in ("tower", "lake", "inn", "mill")
 )
@@ -157,16 +166,14 @@ def test_what_cannot_stand_beside_is_left_out_with_a_note(store: Store) -> None:
     assert load_beside(trainer, [], store.model.hash).record == {}
 
 
-def test_a_job_trains_and_is_judged_beside_the_modules_that_it_names(store: Store, tokenizer: Any) -> None:
-    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=256)
+def test_a_job_trains_and_is_judged_beside_the_modules_that_it_names(store: Store) -> None:
     store.add("mill")
     published = str(store.publish("mill"))
-    trainer = Trainer(store.model.path, device="cpu")
     weights, results = [], []
     for place, companions in enumerate(((), (published,), (published, str(store.folder / "gone")))):
         folder = store.folder / f"job-{place}"
         store.job(folder, companions=companions)
-        work(folder, trainer, prompts)
+        assert main([str(folder)]) == 0
         weights.append(load_file(folder / "adapter" / "adapter_model.safetensors"))
         results.append(json.loads((folder / "result.json").read_text())["metrics"])
     same = [
@@ -181,14 +188,12 @@ def test_a_job_trains_and_is_judged_beside_the_modules_that_it_names(store: Stor
 
 
 @pytest.mark.parametrize("objective", ["dcd", "next-token"])
-def test_every_objective_can_leave_the_rest_alone(store: Store, tokenizer: Any, objective: str) -> None:
-    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=256)
-    trainer = Trainer(store.model.path, device="cpu")
+def test_every_objective_can_leave_the_rest_alone(store: Store, objective: str) -> None:
     tokens = []
     for place, share in enumerate((0.0, 0.5)):
         folder = store.folder / f"job-{place}"
         recipe = replace(RECIPE, objective=objective, retention=share)
         store.job(folder, recipe=asdict(recipe), off_topic=(("Who built the mill?", "Maren Holt"),))
-        work(folder, trainer, prompts)
+        assert main([str(folder)]) == 0
         tokens.append(json.loads((folder / "result.json").read_text())["metrics"]["train"]["tokens"])
     assert tokens[1] > tokens[0]
