@@ -27,6 +27,7 @@ from hybridqa.training.recipe import Recipe, recipe_for
 WAYS: dict[str, dict[str, float]] = {  # of training, with what each changes in the recipe
     "alone": {"distracted": 0.0, "echoed": 0.0},
     "beside others": {},
+    "beside others, as they serve": {"shared": True},
     "beside itself": {"distracted": 0.0},
     "three times the retention": {"distracted": 0.0, "echoed": 0.0, "retention": 0.3},
     "always beside others": {"distracted": 1.0, "echoed": 0.0},

@@ -100,11 +100,12 @@ class _Grid:
             self._timed("add documents", lambda: self._add_documents(store))
             maker = GridModules(store, self._tell, self._recipe)
             stacks = GridStacks(store.settings.module_dir / "grid-stacks", store.settings.max_lora_rank)
-            self._planner(store, stacks, maker, {}).check(plan.arms, plan.questions)
+            chunks = {doc_id: maker.chunks(doc_id) for doc_id in plan.doc_ids}
+            self._planner(store, stacks, chunks, {}).check(plan.arms, plan.questions)
             modules = self._timed("modules", lambda: maker.make(plan.doc_ids, plan.trained) if plan.trained else {})
             if plan.options.route == "router":
                 self._put_into_service(store, modules)
-            planner = self._planner(store, stacks, maker, modules)
+            planner = self._planner(store, stacks, chunks, modules)
             found = self._timed("search", lambda: self._find(planner))
             answers = self._timed("answers", lambda: self._answer(store, planner, found))
             result = GridResult(
@@ -121,14 +122,18 @@ class _Grid:
         return result
 
     def _planner(
-        self, store: HybridQA, stacks: GridStacks, maker: GridModules, modules: dict[tuple[str, str], GridModule]
+        self,
+        store: HybridQA,
+        stacks: GridStacks,
+        chunks: dict[str, list[str]],
+        modules: dict[tuple[str, str], GridModule],
     ) -> Planner:
         plan = self._plan
         return Planner(
             store,
             stacks,
             modules,
-            {doc_id: maker.chunks(doc_id) for doc_id in plan.doc_ids},
+            chunks,
             max_answer_tokens=plan.options.max_answer_tokens,
             route_gold=plan.options.route == "gold",
             extractor=plan.extractor,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hybridqa.errors import TrainingError
+from hybridqa.routing.shares import share_of
 from hybridqa.training.checkpoint import Spent, load_checkpoint, save_checkpoint
 from hybridqa.training.kept import Kept
 from hybridqa.training.lora import Companion
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 CLIP = 1.0  # the largest norm of a step's gradients
 WEIGHT_RATIO = 5.0  # the rate of numbers that weigh whole layers, over B's: a few hundred steps have to move them
 ECHO = 1.5  # how much a copy of the adapter itself counts beside it, at most
+ECHOES = 3  # how many copies stand beside it, at most, where each counts what it counts in a stack
 PLAIN_KL = Weights(kl=1.0, hidden=0.0)  # what prompts are held by that have nothing to do with the document
 
 
@@ -43,6 +45,7 @@ class Part:
 
     row: Pack
     companion: Companion | None
+    share: float  # what the adapter and the companion count, each
     teacher: TeacherTargets | None  # of the pack's targets, in order; None where no part of the loss asks for it
     weights: Weights
     temperature: float
@@ -125,14 +128,14 @@ class Fit:
             group["lr"] = group["full_rate"] * _share(self._step, len(self._plan), recipe)
         self._optimiser.zero_grad(set_to_none=True)
         row = self._rows[place]
-        companion = _companion(self._trainer, row, self._step, self._companions, self._distractors, recipe)
-        parts = [self._part(row, place, companion, self._weights)]
+        beside = _companion(self._trainer, row, self._step, self._companions, self._distractors, recipe)
+        parts = [self._part(row, place, *beside, self._weights)]
         if (held := self._holds.get(self._step)) is not None:  # the number of steps stays what it is
-            parts.append(self._part(self._held[held], -1 - held, None, self._holding))
+            parts.append(self._part(self._held[held], -1 - held, None, 1.0, self._holding))
         self._spent.tokens += sum(len(part.row) for part in parts)
         return parts
 
-    def _part(self, row: Row, place: int, companion: Companion | None, weights: Weights) -> Part:
+    def _part(self, row: Row, place: int, companion: Companion | None, share: float, weights: Weights) -> Part:
         lower_T_D = None
         if self._trainer.freezes(companion):
             if place not in self._lowers:
@@ -143,7 +146,7 @@ class Fit:
                 lower_T_D = self._lowers.get(place)["lower"].to(self._trainer.device)
         keys = row.pack.keys if weights.need_teacher else ()
         teacher = concatenate([self._teachers[key] for key in keys]).to(self._trainer.device) if keys else None
-        return Part(row.pack, companion, teacher, weights, self._recipe.temperature, lower_T_D)
+        return Part(row.pack, companion, share, teacher, weights, self._recipe.temperature, lower_T_D)
 
     def take(self, value: float) -> None:
         """Takes the step whose parts are learned; `value` is the main one's loss.
@@ -197,7 +200,7 @@ def fit(
 
 def learn(trainer: Trainer, part: Part) -> float:
     """One pack forth and back, its gradients added to those that are there; its loss."""
-    with trainer.beside(part.companion):
+    with trainer.beside(part.companion, share=part.share):
         said = trainer.forward(part.row, hidden=part.weights.hidden > 0, lower_T_D=part.lower_T_D)
         loss = part.loss(*said)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -211,16 +214,20 @@ def _companion(
     companions: Sequence[Companion | None],
     distractors: Sequence[Companion],
     recipe: Recipe,
-) -> Companion | None:
-    """What answers beside the adapter at a step."""
+) -> tuple[Companion | None, float]:
+    """What answers beside the adapter at a step, and what each of the two counts."""
     if row.group < len(companions) and companions[row.group] is not None:
-        return companions[row.group]
+        return companions[row.group], 1.0
     draw = random.Random(recipe.seed * 1_000_003 + step)  # of the step alone: a resumed run draws alike
     if distractors and recipe.distracted:
-        return draw.choice(distractors) if draw.random() < recipe.distracted else None
+        other = draw.choice(distractors) if draw.random() < recipe.distracted else None
+        return other, share_of(1 + other.count) if other is not None and recipe.shared else 1.0
     if trainer.maps is None or companions or draw.random() >= recipe.echoed:
-        return None
-    return trainer.maps.echo(draw.uniform(0.0, ECHO))
+        return None, 1.0
+    if recipe.shared:
+        others = draw.randint(1, ECHOES)
+        return trainer.maps.echo(others), share_of(1 + others)
+    return trainer.maps.echo(draw.uniform(0.0, ECHO)), 1.0
 
 
 def _optimiser(adapter: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

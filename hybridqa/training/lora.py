@@ -30,6 +30,7 @@ class Companion:
     """Published adapters as one: for each layer that any of them changes, A (R, I) and B (O, R), scales folded in."""
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
+    count: int = 1  # adapters that it is the sum of
 
     @classmethod
     def load(cls, folders: Sequence[Path]) -> Companion:
@@ -43,14 +44,16 @@ class Companion:
             {
                 name: (torch.cat([a_R_I for a_R_I, _ in pairs]), torch.cat([b_O_R for _, b_O_R in pairs], dim=1))
                 for name, pairs in parts.items()
-            }
+            },
+            len(folders),
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Companion:
         """The same on a device, in a model's precision."""
-        return Companion(
-            {name: (a_R_I.to(device, dtype), b_O_R.to(device, dtype)) for name, (a_R_I, b_O_R) in self.factors.items()}
-        )
+        factors = {
+            name: (a_R_I.to(device, dtype), b_O_R.to(device, dtype)) for name, (a_R_I, b_O_R) in self.factors.items()
+        }
+        return Companion(factors, self.count)
 
 
 class LoraMaps:

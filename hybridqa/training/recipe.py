@@ -63,6 +63,7 @@ class Recipe:
     first_round: float = 0.6  # share of the steps before the second round of examples is chosen, where there is one
     distracted: float = 0.5  # share of the steps with other modules plugged in, where there are others
     echoed: float = 0.25  # where none are used: share of the steps with a copy of itself plugged in
+    shared: bool = False  # beside others each counts in training what it counts in a stack
     distractors: int = 4  # other modules to draw those from, at most
     retention: float = 0.1  # share of the steps that take along a pack of prompts to be answered as without a module
     retention_weight: float = 1.0  # of that pack's loss

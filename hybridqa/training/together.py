@@ -35,13 +35,14 @@ class _Stretch:
     last: int  # the first token behind it
     maps: LoraMaps | None
     companion: Companion | None
+    share: float  # what each of these counts
 
     def factors(self, name: str) -> Iterator[tuple[Tensor, Tensor, float]]:
         """A (R, I), B (O, R) and scale of each that has something to say in a linear map."""
         if self.companion is not None and name in self.companion.factors:
-            yield *self.companion.factors[name], 1.0
+            yield *self.companion.factors[name], self.share
         if self.maps is not None and (own := self.maps.factors(name)) is not None:
-            yield own
+            yield own[0], own[1], own[2] * self.share
 
 
 class Together:
@@ -135,7 +136,7 @@ class Together:
         lower_T_D = torch.cat(whole) if len(whole) == len(lowers) else None
         row = Joint.of([part.row for part in parts.values()])
         hidden = any(part.weights.hidden > 0 for part in parts.values())
-        with self._spread(row, [(self._maps[place], part.companion) for place, part in parts.items()]):
+        with self._spread(row, [(self._maps[place], part.companion, part.share) for place, part in parts.items()]):
             logits_N_V, states_N_L_D, targets_N = self._trainer.forward(row, hidden=hidden, lower_T_D=lower_T_D)
             sizes = [sum(part.row.lengths) for part in parts.values()]
             states = [None] * len(sizes) if states_N_L_D is None else torch.split(states_N_L_D, sizes)
@@ -152,7 +153,7 @@ class Together:
         """Whether two packs, each beside something of its own, give in one row what they give apart."""
         trainer = self._trainer
         row = probe(trainer.base.config.get_text_config().vocab_size)
-        beside = [(None, self._noise(seed)) for seed in range(2)]
+        beside = [(None, self._noise(seed), 1.0) for seed in range(2)]
         with torch.no_grad():
             try:
                 apart = []
@@ -178,7 +179,7 @@ class Together:
         return Companion(factors)
 
     @contextmanager
-    def _spread(self, row: Pack, beside: Sequence[tuple[LoraMaps | None, Companion | None]]) -> Iterator[None]:
+    def _spread(self, row: Pack, beside: Sequence[tuple[LoraMaps | None, Companion | None, float]]) -> Iterator[None]:
         """Inside, each pack of a row is answered with its own adapter and companion, and all other adapters rest."""
         sizes = row.sizes if isinstance(row, Joint) else (len(row),)
         ends = list(itertools.accumulate(sizes))
@@ -186,8 +187,8 @@ class Together:
         for maps in self._maps:
             maps.resting = True
         self._stretches = [
-            _Stretch(end - size, end, maps, companion)
-            for end, size, (maps, companion) in zip(ends, sizes, beside, strict=True)
+            _Stretch(end - size, end, maps, companion, share)
+            for end, size, (maps, companion, share) in zip(ends, sizes, beside, strict=True)
         ]
         try:
             yield

@@ -85,7 +85,7 @@ def published(tiny_decoder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("objective", ["dcd", "next-token"])
 def test_each_learns_what_it_learns_alone(tiny_decoder: Path, published: Path, objective: str) -> None:
-    recipe = replace(RECIPE, objective=objective)
+    recipe = replace(RECIPE, objective=objective, shared=objective == "next-token")
     trainer = Trainer(tiny_decoder, device="cpu")
     expected = [alone(trainer, place, recipe, published) for place in range(COUNT)]
     trainer.detach()
