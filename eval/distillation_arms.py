@@ -36,7 +36,7 @@ from hybridqa.training.recipe import Recipe
 from hybridqa.training.schedule import rows_of, steps_of
 from hybridqa.training.synthesis import Curriculum, Synthesiser
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import closed_example, lessons, sourced_example
+from hybridqa.training.wordings import closed_example, first_lessons, sourced_example
 
 TEACHER_TOKENS = 1024  # of one packed row while hybridqa's teacher reads, as in its worker
 Spec = dict[str, Any]
@@ -238,7 +238,7 @@ def hybridqa(spec: Spec) -> Spec:
     loaded_mb = peak_mb()
     clock = Clock(trainer.device)
     trainer.attach(recipe)
-    students = lessons(prompts, lesson, lesson.pairs, reading=recipe.reading, seed=recipe.seed)
+    students = first_lessons(prompts, lesson, lesson.pairs, recipe, max_model_len=Settings().max_model_len)
     teachers = teach(trainer, prompts, lesson, recipe)
     teacher_seconds = clock.seconds()
     with clock.paused():
@@ -343,7 +343,7 @@ def ablation(spec: Spec) -> Spec:
     lesson = replace(whole, pairs=whole.pairs[: spec["pairs"]])
     prompts = make_prompts(spec["model_path"])
     recipe = Recipe(**spec["recipe"])
-    students = lessons(prompts, lesson, lesson.pairs, reading=recipe.reading, seed=recipe.seed)
+    students = first_lessons(prompts, lesson, lesson.pairs, recipe, max_model_len=Settings().max_model_len)
     if way == "packing":
         students = [[example] for examples in students for example in examples]
     rows = rows_of(students, recipe)
@@ -358,7 +358,7 @@ def ablation(spec: Spec) -> Spec:
 
     def on_step(step: int, _: int, __: float) -> None:
         if way == "kept answers":  # the pairs of this step, read anew
-            keys = sorted(rows[plan[step - 1]].pack.keys)
+            keys = sorted(key for key in rows[plan[step - 1]].pack.keys if key >= 0)  # text has no teacher
             trainer.teach(
                 [sourced[key] for key in keys], recipe, hidden=recipe.weights().hidden > 0, tokens=TEACHER_TOKENS
             )

@@ -53,6 +53,7 @@ TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned b
         "trust": False,
         "temperature": 1.0,
         "echoed": 0.0,
+        "text": 0,
     },
 }
 
@@ -69,6 +70,7 @@ WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spe
     "float32": ("float32 throughout", {"dtype": "float32"}),
     "bfloat16": ("bfloat16 asked for", {"dtype": "bfloat16"}),
     "echo": ("no copy of the adapter stands beside it (a cost, not a saving)", {"recipe": {"echoed": 0.0}}),
+    "text": ("the document's own text is not learned (a cost, not a saving)", {"recipe": {"text": 0}}),
     "reading": ("no pair is also learned with its chunk (a cost, not a saving)", {"recipe": {"reading": 0.0}}),
 }
 NOT_SEPARABLE = {

@@ -31,7 +31,7 @@ from hybridqa.training.fitting import Fit
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.together import Together
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import lessons
+from hybridqa.training.wordings import first_lessons
 
 HERE = Path(__file__).parent
 
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> Result:
     recipe = replace(Recipe(), steps=options.steps)
     trainer = Trainer(model.path, dtype=recipe.dtype)
     prompts, lesson = make_prompts(str(model.path)), read_curriculum(str(options.curriculum))
-    students = lessons(prompts, lesson, lesson.pairs, reading=recipe.reading, seed=recipe.seed)
+    students = first_lessons(prompts, lesson, lesson.pairs, recipe, max_model_len=Settings().max_model_len)
     times = []
     for repeat in range(options.repeats + 1):
         used = replace(recipe, steps=2) if repeat == 0 else recipe  # the first warms up

@@ -36,6 +36,7 @@ CLIP = 1.0  # the largest norm of a step's gradients
 WEIGHT_RATIO = 5.0  # the rate of numbers that weigh whole layers, over B's: a few hundred steps have to move them
 ECHO = 1.5  # how much a copy of the adapter itself counts beside it, at most
 ECHOES = 3  # how many copies stand beside it, at most, where each counts what it counts in a stack
+PLAIN_TEXT = Weights(kl=0.0, hidden=0.0, cross_entropy=1.0)  # what has no teacher is learned by
 PLAIN_KL = Weights(kl=1.0, hidden=0.0)  # what prompts are held by that have nothing to do with the document
 
 
@@ -129,7 +130,7 @@ class Fit:
         self._optimiser.zero_grad(set_to_none=True)
         row = self._rows[place]
         beside = _companion(self._trainer, row, self._step, self._companions, self._distractors, recipe)
-        parts = [self._part(row, place, *beside, self._weights)]
+        parts = [self._part(row, place, *beside, self._weights if row.taught else PLAIN_TEXT)]
         if (held := self._holds.get(self._step)) is not None:  # the number of steps stays what it is
             parts.append(self._part(self._held[held], -1 - held, None, 1.0, self._holding))
         self._spent.tokens += sum(len(part.row) for part in parts)

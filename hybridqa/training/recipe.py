@@ -51,6 +51,7 @@ class Recipe:
     steps: int = 0
     pack_tokens: int = 208  # of a pack's examples, beside what their prompts share; as many as that, if it is more
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
+    text: int = 2  # how often a pass goes through the document's own text; of dcd, and of next-token at least once
     top_k: int = 64  # of the teacher's logits, the likeliest that are kept; 0: all
     keep_dtype: str = "bfloat16"  # one of KEPT: what the teacher's hidden states are kept in
     dtype: str = "auto"  # one of DTYPES: what is computed in; auto: bfloat16 where the machine is faster at it
@@ -79,6 +80,13 @@ class Recipe:
                     f"the recipe's {name} is {value!r}; expected one of {', '.join(map(repr, known))}. "
                     f"Set `{name}` to one of them and run `hybridqa refresh` again."
                 )
+
+    @property
+    def text_passes(self) -> int:
+        """How often a pass goes through the document's own text, which is learned by cross-entropy."""
+        if self.objective == "next-token":
+            return max(1, self.text)
+        return self.text if self.objective == "dcd" else 0
 
     def weights(self) -> Weights:
         """What the loss is made of.

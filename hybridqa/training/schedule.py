@@ -22,6 +22,11 @@ class Row:
     pack: Pack
     group: int
 
+    @property
+    def taught(self) -> bool:
+        """Whether its examples have a teacher's targets; text to continue has no key to find any by."""
+        return min(self.pack.keys) >= 0
+
 
 def rows_of(students: Sequence[Sequence[Example]], recipe: Recipe, *, first: int = 0) -> list[Row]:
     """The packs of all examples; lists are numbered from `first`."""

@@ -23,10 +23,9 @@ from hybridqa.training.retention import TRAINING, mixed, retention_examples
 from hybridqa.training.second_round import choose_second_round, loss_by_chunk
 from hybridqa.training.targets import KeptTargets
 from hybridqa.training.trainer import Trainer
-from hybridqa.training.wordings import closed_example, lesson_pairs, lessons, teacher_example, text_examples
+from hybridqa.training.wordings import closed_example, first_lessons, lesson_pairs, lessons, teacher_example
 from hybridqa.types import ModuleKind
 
-TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
 CHOICE = "second_round.json"  # in a job's folder: places in the reserve
 SECOND_SHARE = 0.5  # the second round's pairs, of the first's
 PROBES_PER_CHUNK = 4  # of the reserve, asked to find what the student still knows least
@@ -57,12 +56,8 @@ class Teaching:
 
     def students(self) -> Lists:
         """The first round's examples, in lists that begin alike."""
-        recipe = self._recipe
-        found = lessons(self._prompts, self.lesson, self.pairs, reading=recipe.reading, seed=recipe.seed)
-        if recipe.objective == "next-token" and not self.behaviour:
-            window = min(self._job.max_model_len, TEXT_TOKENS)
-            found.append(text_examples(self._prompts, self.lesson, window=window))
-        return found
+        length = self._job.max_model_len
+        return first_lessons(self._prompts, self.lesson, self.pairs, self._recipe, max_model_len=length)
 
     def teach(self) -> None:
         """Has the teacher read what the first round needs."""

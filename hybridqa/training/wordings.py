@@ -13,10 +13,12 @@ from hybridqa.answering.prompt import PromptBuilder, messages_for
 from hybridqa.training.contexts import student_lists, taught_example
 from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
+from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Message, ModuleKind
 
 WORDINGS = ("serving", "bare")
+TEXT_TOKENS = 1024  # of one row of plain text, all of whose logits are computed
 
 
 def closed_example(prompts: PromptBuilder, pair: Pair, key: int, wording: int) -> Example:
@@ -64,6 +66,17 @@ def lessons(
             read = (pair.passage, *pair.also)
             sourced.setdefault(read, []).append(sourced_example(prompts, pair, key, lesson))
     return [examples for examples in [*closed, *(sourced[read] for read in sorted(sourced))] if examples]
+
+
+def first_lessons(
+    prompts: PromptBuilder, lesson: Curriculum, pairs: Sequence[Pair], recipe: Recipe, *, max_model_len: int
+) -> list[list[Example]]:
+    """All that the first round learns from: `lessons`, and of a document its text where the recipe asks for that."""
+    found = lessons(prompts, lesson, pairs, reading=recipe.reading, seed=recipe.seed)
+    if lesson.kind is ModuleKind.DOCUMENT:
+        text = text_examples(prompts, lesson, window=min(max_model_len, TEXT_TOKENS))
+        found.extend([text] * recipe.text_passes)
+    return [examples for examples in found if examples]
 
 
 def text_examples(prompts: PromptBuilder, lesson: Curriculum, *, window: int) -> list[Example]:

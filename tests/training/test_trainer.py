@@ -101,6 +101,19 @@ def run(trainer: Trainer, recipe: Recipe, checkpoint: Path | None, stop_after: i
     return {name: weight.detach().clone() for name, weight in trainer.parameters().items()}
 
 
+def test_text_has_no_teacher_and_is_learned_by_cross_entropy(tiny_llama: Path) -> None:
+    trainer = Trainer(tiny_llama, device="cpu")
+    text = [dataclasses.replace(item, key=-1) for item in examples(3, seed=4)]
+    learned = []
+    for objective in ("dcd", "next-token"):
+        trainer.attach(Recipe(objective=objective, rank=4, steps=2, echoed=0.0))
+        trainer.fit([text], [], Recipe(objective=objective, rank=4, steps=2, echoed=0.0))
+        learned.append({name: weight.detach().clone() for name, weight in trainer.parameters().items()})
+    assert any(weight.abs().max() > 0 for name, weight in learned[0].items() if "lora_B" in name)
+    for name, weight in learned[0].items():
+        assert torch.equal(weight, learned[1][name]), name
+
+
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tiny_llama: Path, tmp_path: Path) -> None:
     recipe = Recipe(rank=4, alpha=8, steps=12, pack_tokens=40, checkpoint_steps=3, cross_entropy=1.0, first_layer=0.25)
     trainer = Trainer(tiny_llama, device="cpu")

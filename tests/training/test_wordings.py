@@ -9,15 +9,18 @@ from typing import Any
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.packing import shared_length
 from hybridqa.training.pairs import Pair
+from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.training.wordings import (
     closed_example,
     contrasts,
+    first_lessons,
     lesson_pairs,
     lessons,
     sourced_example,
     text_examples,
 )
+from hybridqa.types import Message, ModuleKind
 
 PAIRS = tuple(
     Pair(f"How many litres does kettle number {number} of the {where} shelf hold?", f"{number} litres", "ask", part, 0)
@@ -70,6 +73,24 @@ def test_a_text_is_learned_whole_in_rows_of_the_window(tokenizer: Any) -> None:
             before = [token for text in ids for token in text[:-1]]
             assert [token for row in rows for token in (*row.prompt, *row.target[:-1])] == before
     assert not text_examples(prompts, replace(LESSON, title="", chunks=("",)), window=512)
+
+
+def test_the_text_is_learned_where_the_objective_has_it(tokenizer: Any) -> None:
+    prompts = PromptBuilder(tokenizer, max_model_len=512, context_tokens=300)
+    text = text_examples(prompts, LESSON, window=512)
+    pairs = lessons(prompts, LESSON, PAIRS, reading=0.5, seed=0)
+    behaviour = replace(LESSON, kind=ModuleKind.INSTRUCTIONS, contexts=((Message("system", "Be brief."),),))
+    for recipe, times in (
+        (Recipe(), 2),
+        (Recipe(text=0), 0),
+        (Recipe(objective="next-token"), 2),
+        (Recipe(objective="next-token", text=0), 1),
+        (Recipe(objective="prompt-distillation"), 0),
+        (Recipe(objective="sft"), 0),
+    ):
+        assert first_lessons(prompts, LESSON, PAIRS, recipe, max_model_len=512) == [*pairs, *([text] * times)]
+        found = first_lessons(prompts, behaviour, PAIRS, recipe, max_model_len=512)
+        assert all(example.key >= 0 for examples in found for example in examples)
 
 
 def test_prompt_distillation_learns_from_what_was_sampled() -> None:
