@@ -39,7 +39,7 @@ def train_extractor(
     ] = False,
     module_documents: Annotated[
         int | None,
-        typer.Option("--module-documents", help="Make modules for at most so many of them; default: for all."),
+        typer.Option("--module-documents", help="Make modules for so many of them, the shortest; default: for all."),
     ] = None,
     no_publish: Annotated[
         bool, typer.Option("--no-publish", help="Leave the registry as it is; the extractor goes to --output.")

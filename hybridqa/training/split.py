@@ -28,10 +28,10 @@ class Split:
     test: tuple[EvalQuestion, ...]
 
     def with_modules(self, most: int | None) -> list[str]:
-        """Ids of the documents that get modules, in order: all, or `most` of them, on both sides alike.
+        """Ids of the documents that get modules, in order: all, or `most` of them, the shortest, on both sides alike.
 
-        The held-out ones among them are `HELD_OUT` of all, `MIN_HELD_OUT` at least. Raises `InputError` when `most` is
-        too small for both sides.
+        What a module takes grows with its document's length. The held-out ones among them are `HELD_OUT` of all,
+        `MIN_HELD_OUT` at least. Raises `InputError` when `most` is too small for both sides.
         """
         names = [document.doc_id for document in self.documents]
         if most is None or most >= len(names):
@@ -41,9 +41,12 @@ class Split:
                 f"{most!r} documents with modules are too few; expected at least {MIN_HELD_OUT + 1}: one to learn from "
                 f"and {MIN_HELD_OUT} to be tested on. Give more with --module-documents."
             )
-        tested = set(self.held_out[: max(MIN_HELD_OUT, round(HELD_OUT * most))])
-        learned = [name for name in names if name not in self.held_out][: most - len(tested)]
-        return [name for name in names if name in tested or name in learned]
+        shortest = sorted(self.documents, key=lambda document: len(document.text))
+        tested = [document.doc_id for document in shortest if document.doc_id in self.held_out]
+        tested = tested[: max(MIN_HELD_OUT, round(HELD_OUT * most))]
+        learned = [document.doc_id for document in shortest if document.doc_id not in self.held_out]
+        chosen = {*tested, *learned[: most - len(tested)]}
+        return [name for name in names if name in chosen]
 
 
 def split(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hybridqa.errors import InputError
@@ -41,6 +43,20 @@ def test_fewer_documents_and_none_that_is_served() -> None:
     names = {document.doc_id for document in found.documents}
     assert len(names) == 6 and not names & {"d0", "d1"}
     assert {question.doc_ids[0] for question in (*found.train, *found.test)} == names
+
+
+def test_modules_are_for_the_shortest_of_both_sides() -> None:
+    documents = [replace(document, text="word " * (20 - place)) for place, document in enumerate(DOCUMENTS)]
+    found = split(documents, QUESTIONS)
+    names = [document.doc_id for document in documents]
+    chosen = found.with_modules(10)
+    assert chosen == [name for name in names if name in chosen] and len(chosen) == 10
+    tested = [name for name in names if name in found.held_out][-2:]  # the later, the shorter
+    learned = [name for name in names if name not in found.held_out][-8:]
+    assert set(chosen) == {*tested, *learned}
+    assert found.with_modules(None) == found.with_modules(20) == names
+    with pytest.raises(InputError, match="2 documents with modules are too few"):
+        found.with_modules(2)
 
 
 def test_too_little_is_refused() -> None:
