@@ -168,7 +168,7 @@ def test_the_worker_trains_jobs_of_one_recipe_together(
             if name == "clock":
                 made = replace(made, recipe={**made.recipe, "steps": 5})  # in a row of its own
             if name == "broken":
-                made = replace(made, curriculum=replace(made.curriculum, pairs=()))
+                made = replace(made, curriculum=replace(made.curriculum, pairs=(), chunks=()))
             made.save(tmp_path / str(together) / name)
         arguments = ["--together", str(together), *(str(tmp_path / str(together) / name) for name in names)]
         assert main(arguments) == 1
