@@ -3,14 +3,15 @@
     python eval/composition.py --docs X.docs.jsonl --questions X.questions.jsonl --work FOLDER --output FILE
 
 Trains the modules of the same documents in several ways, each with the product's own trainer, and asks every question
-with its document's module alone (KM) and in stacks with others' (KM×2, …), in which the modules count whole or share
-one weight. A run that was stopped goes on where it was.
+with its document's module alone (KM) and in stacks with others' (KM×2, …). In these the modules count by the evidence
+for each, as they serve, or evenly with the same sum of squares, or whole. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from hybridqa.cli.output import plain
 from hybridqa.config import Settings
 from hybridqa.evaluation.grid import run_grid
 from hybridqa.evaluation.options import GridOptions, make_plan
+from hybridqa.evaluation.planner import Shares
 from hybridqa.evaluation.report import make_report
 from hybridqa.files import atomic_write_text
-from hybridqa.routing.shares import share_of
+from hybridqa.routing.shares import share_of, shares_of
 from hybridqa.training.recipe import Recipe, recipe_for
 
 WAYS: dict[str, dict[str, float]] = {  # of training, with what each changes in the recipe
@@ -34,9 +36,17 @@ WAYS: dict[str, dict[str, float]] = {  # of training, with what each changes in 
 }
 
 
-def whole(modules: int) -> float:
+def evenly(evidence: Sequence[float]) -> tuple[float, ...]:
+    """No module leads, whatever the evidence."""
+    return tuple(share_of(len(evidence)) for _ in evidence)
+
+
+def whole(evidence: Sequence[float]) -> tuple[float, ...]:
     """Each module counts whole, however many there are."""
-    return 1.0
+    return tuple(1.0 for _ in evidence)
+
+
+WEIGHTS: dict[str, Shares] = {"by evidence": shares_of, "evenly": evenly, "whole": whole}
 
 
 def main() -> None:
@@ -68,15 +78,15 @@ def main() -> None:
     for way in options.ways:
         settings = Settings(seed=options.seed)
         recipe = replace(recipe_for(settings, "dcd"), **WAYS[way])
-        for share in (share_of, whole):
-            made = run_grid(make_plan(wanted, settings), options.work, tell, recipe=recipe, share=share)
+        for weights, shares in WEIGHTS.items():
+            made = run_grid(make_plan(wanted, settings), options.work, tell, recipe=recipe, shares=shares)
             report = plain(make_report(made))
             named = {name: report[name] for name in ("arms", "differences")}
             modules = report["modules"]["dcd"]
-            found.setdefault(way, {"recipe": changed(recipe), "modules": summary(modules)})[said(share(4))] = named
+            found.setdefault(way, {"recipe": changed(recipe), "modules": summary(modules)})[weights] = named
             record = {name: report[name] for name in ("command", "commit", "hardware", "model", "seed", "data")}
             atomic_write_text(options.output, json.dumps({**record, "ways": found}, indent=1) + "\n")
-            show(way, said(share(4)), named)
+            show(way, weights, named)
 
 
 def changed(recipe: Recipe) -> dict[str, Any]:
@@ -88,11 +98,6 @@ def changed(recipe: Recipe) -> dict[str, Any]:
 def summary(modules: dict[str, Any]) -> dict[str, Any]:
     """Of the modules: how many passed, and their mean seconds."""
     return {name: modules[name] for name in ("documents", "passed", "seconds")}
-
-
-def said(quarter: float) -> str:
-    """What each of four counts, in words."""
-    return "whole" if quarter == 1.0 else "shared"
 
 
 def tell(stage: str, step: int, total: int) -> None:

@@ -22,7 +22,7 @@ from hybridqa.errors import (
 )
 from hybridqa.modules.manifest import read_manifest
 from hybridqa.modules.registry import ModuleRegistry
-from hybridqa.routing.shares import scaled, share_of
+from hybridqa.routing.shares import scaled, shares_of
 from hybridqa.types import Mode, Module, ModuleChoice, Route
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,10 @@ class Companions:
         """The route with these beside its modules, with the weights that the extractor was trained with."""
         modules = route.modules
         if self.module_weights:  # none of one that was trained without modules
+            shares = shares_of([choice.evidence for choice in modules])
             modules = tuple(
-                replace(choice, weight=scaled(self.module_weights, share_of(len(modules)))) for choice in modules
+                replace(choice, weight=scaled(self.module_weights, share))
+                for choice, share in zip(modules, shares, strict=True)
             )
         return replace(
             route,

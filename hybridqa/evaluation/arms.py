@@ -7,7 +7,7 @@ means the same arm.
     RAG, RAG+KM         retrieved passages, without and with the module of the main objective
     KE, RAG+KE, KM+KE, RAG+KM+KE                        the same with the task extractor
     gold, gold+KM       the chunk that holds the answer in the prompt, without and with the module
-    KM×k                the document's module with k - 1 modules of other documents in one stack
+    KM×k                the document's module with those of the k - 1 likeliest other documents, weighed as they serve
 """
 
 from __future__ import annotations

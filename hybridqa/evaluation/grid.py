@@ -24,11 +24,11 @@ from hybridqa.evaluation.answers import AnswerBook, Asked, Given
 from hybridqa.evaluation.arms import Arm, Sources
 from hybridqa.evaluation.modules import GridModule, GridModules, Tell
 from hybridqa.evaluation.options import Plan
-from hybridqa.evaluation.planner import Found, Planner
+from hybridqa.evaluation.planner import Found, Planner, Shares
 from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.files import sha256_file
 from hybridqa.pipeline import HybridQA
-from hybridqa.routing.shares import share_of
+from hybridqa.routing.shares import shares_of
 from hybridqa.training.recipe import Recipe
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleStatus
 
@@ -59,12 +59,12 @@ class GridResult:
 
 
 def run_grid(
-    plan: Plan, work: Path, tell: Tell, *, recipe: Recipe | None = None, share: Callable[[int], float] = share_of
+    plan: Plan, work: Path, tell: Tell, *, recipe: Recipe | None = None, shares: Shares = shares_of
 ) -> GridResult:
     """Carries out a plan in a work folder, which is made; blocks for as long as training and answering take.
 
-    `recipe`, where given, trains in place of the settings' own, whatever its objective; `share` says what each of so
-    many modules counts in a stack.
+    `recipe`, where given, trains in place of the settings' own, whatever its objective; `shares` says what each
+    module of a stack counts, from the evidence for each.
 
     Raises `StoreError` while another grid is at work there, `AdapterError` for an extractor of another base model,
     `TrainingError`, `EngineError`.
@@ -72,7 +72,7 @@ def run_grid(
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / ".grid.lock", timeout=0):
-            return _Grid(plan, work, tell, recipe, share).run()
+            return _Grid(plan, work, tell, recipe, shares).run()
     except Timeout as error:
         raise StoreError(
             f"another grid is at work in {str(work)!r}; expected to be the only one. Wait for it, or give another "
@@ -81,12 +81,10 @@ def run_grid(
 
 
 class _Grid:
-    def __init__(
-        self, plan: Plan, work: Path, tell: Tell, recipe: Recipe | None, share: Callable[[int], float]
-    ) -> None:
+    def __init__(self, plan: Plan, work: Path, tell: Tell, recipe: Recipe | None, shares: Shares) -> None:
         self._plan = plan
         self._recipe = recipe
-        self._share = share
+        self._shares = shares
         self._work = work
         self._tell = tell
         self._timings: dict[str, float] = {}
@@ -138,7 +136,7 @@ class _Grid:
             route_gold=plan.options.route == "gold",
             extractor=plan.extractor,
             extractor_rag=plan.extractor_rag,
-            share=self._share,
+            shares=self._shares,
         )
 
     def _store_name(self) -> str:
@@ -182,7 +180,7 @@ class _Grid:
 
     def _find(self, planner: Planner) -> dict[str, Found]:
         """What retrieval and routing give for each question, where an arm needs it."""
-        retrieved = any(arm.sources is Sources.RETRIEVED for arm in self._plan.arms)
+        retrieved = any(arm.sources is Sources.RETRIEVED or arm.stacked is not None for arm in self._plan.arms)
         if not retrieved and self._plan.options.route == "gold":
             return {}
         found = {}

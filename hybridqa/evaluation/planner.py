@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.answering.prompt import messages_for
@@ -24,11 +24,14 @@ from hybridqa.evaluation.modules import GridModule
 from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.modules.adapter import LoraAdapter
 from hybridqa.pipeline import HybridQA
+from hybridqa.routing.evidence import document_evidence
 from hybridqa.routing.router import Router
-from hybridqa.routing.shares import scaled, share_of
+from hybridqa.routing.shares import scaled, shares_of
 from hybridqa.types import DEFAULT_COLLECTION, Mode, ScoredPassage, Weight
 
 MOST_TARGETS = 3  # gold answers that are scored
+
+Shares = Callable[[Sequence[float]], Sequence[float]]  # from each module's evidence to what it counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Found:
 
     passages: tuple[ScoredPassage, ...]
     routed: tuple[str, ...]  # documents whose modules the router chose
+    evidence: Mapping[str, float] = field(default_factory=dict)  # of the documents that were found, routed or not
 
 
 class Planner:
@@ -53,10 +57,10 @@ class Planner:
         route_gold: bool,
         extractor: Extractor | None,
         extractor_rag: Extractor | None,
-        share: Callable[[int], float] = share_of,
+        shares: Shares = shares_of,
     ) -> None:
-        """`chunks` are those of every document that is asked about; `share` what each of so many modules counts."""
-        self._share = share
+        """`chunks` are those of every document that is asked about; `shares` what each module of a stack counts."""
+        self._shares = shares
         self._store = store
         self._stacks = stacks
         self._modules = modules
@@ -83,7 +87,7 @@ class Planner:
         )
         route = self._router.route(question.question, found, Mode.HYBRID, DEFAULT_COLLECTION)
         routed = [doc_id for choice in route.modules for doc_id in choice.module.documents]
-        return Found(route.passages[:most], tuple(routed))
+        return Found(route.passages[:most], tuple(routed), document_evidence(question.question, found))
 
     def check(self, arms: Sequence[Arm], questions: Sequence[EvalQuestion]) -> None:
         """Raises `InputError` for a question that an arm cannot ask: it would end the grid after all training."""
@@ -141,36 +145,47 @@ class Planner:
     def _adapter(self, arm: Arm, question: EvalQuestion, found: Found | None) -> Adapter | None:
         modules = self._module_adapters(arm, question, found)
         if not arm.extractor:
-            return self._stacks.adapter([(module, self._share(len(modules))) for module in modules])
+            return self._stacks.adapter(modules)
         extractor = self._extractor if arm.objective else self._without_modules(arm)
         assert extractor is not None
         parts: list[tuple[LoraAdapter, Weight]] = [
-            (module, scaled(extractor.weight_of(module), self._share(len(modules)))) for module in modules
+            (module, scaled(extractor.weight_of(module), share)) for module, share in modules
         ]
         return self._stacks.adapter([*parts, (extractor.adapter, 1.0)])
 
     def _without_modules(self, arm: Arm) -> Extractor | None:
         return self._extractor_rag if arm.sources is Sources.RETRIEVED else self._extractor
 
-    def _module_adapters(self, arm: Arm, question: EvalQuestion, found: Found | None) -> list[LoraAdapter]:
-        """The modules that the arm plugs in; a document whose module could not be trained has none."""
+    def _module_adapters(
+        self, arm: Arm, question: EvalQuestion, found: Found | None
+    ) -> list[tuple[LoraAdapter, float]]:
+        """The modules that the arm plugs in, and what each counts; a document without a trained module has none."""
         if arm.objective is None:
             return []
         doc_ids: Sequence[str] = question.doc_ids
+        evidence: Mapping[str, float] = {}  # where the right modules are given, none of them leads
         if arm.stacked is not None:
-            doc_ids = [*doc_ids, *self._others(question, arm.objective)[: arm.stacked - 1]]
+            assert found is not None
+            evidence = found.evidence
+            doc_ids = [*doc_ids, *self._others(question, arm.objective, evidence)[: arm.stacked - 1]]
         elif not self._route_gold and arm.sources is not Sources.GOLD:
             assert found is not None
+            evidence = found.evidence
             doc_ids = found.routed
-        modules = [self._modules.get((doc_id, arm.objective)) for doc_id in doc_ids]
-        return [module.adapter for module in modules if module is not None and module.adapter is not None]
+        modules = [(doc_id, self._modules.get((doc_id, arm.objective))) for doc_id in doc_ids]
+        plugged = [(doc_id, module.adapter) for doc_id, module in modules if module is not None and module.adapter]
+        shares = self._shares([evidence.get(doc_id, 0.0) for doc_id, _ in plugged])
+        return [(adapter, share) for (_, adapter), share in zip(plugged, shares, strict=True)]
 
-    def _others(self, question: EvalQuestion, objective: str) -> list[str]:
-        """Other documents with a module, in an order of the question's document's own: smaller stacks are in larger."""
+    def _others(self, question: EvalQuestion, objective: str, evidence: Mapping[str, float]) -> list[str]:
+        """Other documents with a module, those that could be mistaken for the right one first.
+
+        The rest are in an order of the question's document's own; smaller stacks are in larger ones.
+        """
         others = sorted(
             module.doc_id
             for module in self._modules.values()
             if module.objective == objective and module.adapter is not None and module.doc_id not in question.doc_ids
         )
         random.Random(f"{self._store.settings.seed}\0{cluster_of(question)}").shuffle(others)
-        return others
+        return sorted(others, key=lambda doc_id: -evidence.get(doc_id, 0.0))

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from hybridqa.catalog import Catalog
 from hybridqa.routing.evidence import evidence_for
-from hybridqa.routing.shares import share_of
+from hybridqa.routing.shares import shares_of
 from hybridqa.types import Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
 
@@ -105,8 +105,8 @@ class Router:
             beside = "" if room == self._max_rank else " that plug-ins and extractor leave"
             return (), f"no module: {on_topic[0].module.name!r} has a rank over the {room}{beside}"
         named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)
-        share = share_of(len(chosen))  # a weight that moved with the question would make a new stack for each
-        weighed = tuple(replace(choice, weight=share) for choice in chosen)
+        shares = shares_of([choice.evidence for choice in chosen])
+        weighed = tuple(replace(choice, weight=share) for choice, share in zip(chosen, shares, strict=True))
         return weighed, f"{'module' if len(chosen) == 1 else 'modules'} {named}"
 
     def _usable(self, modules: Sequence[Module], collection: str) -> list[Module]:

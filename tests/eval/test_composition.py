@@ -1,4 +1,4 @@
-"""The measurement of stacks: every way trains modules of its own, and weights that are shared are other stacks."""
+"""The measurement of stacks: every way trains modules of its own, and each way of weighing is another stack."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def composition(monkeypatch: pytest.MonkeyPatch, tiny_model: ModelFolder) -> Any
 
 
 @pytest.mark.slow
-def test_every_way_is_trained_and_stacked_whole_and_shared(
+def test_every_way_is_trained_and_stacked_in_every_way(
     composition: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs, questions, output = (tmp_path / name for name in ("docs.jsonl", "questions.jsonl", "found.json"))
@@ -69,9 +69,9 @@ def test_every_way_is_trained_and_stacked_whole_and_shared(
     for way in (alone, itself):
         scores = {
             weight: {name: arm["answer_logprob"]["mean"] for name, arm in way[weight]["arms"].items()}
-            for weight in ("whole", "shared")
+            for weight in ("by evidence", "evenly", "whole")
         }
         for name in ("closed", "KM:dcd", "KM×1"):
-            assert scores["whole"][name] == scores["shared"][name]
-        assert scores["whole"]["KM×2"] != scores["shared"]["KM×2"]
-        assert "KM×2 - KM×1" in way["shared"]["differences"]
+            assert scores["whole"][name] == scores["evenly"][name] == scores["by evidence"][name]
+        assert len({found["KM×2"] for found in scores.values()}) == 3
+        assert "KM×2 - KM×1" in way["by evidence"]["differences"]

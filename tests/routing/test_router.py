@@ -10,7 +10,7 @@ import pytest
 
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.routing.router import Router
-from hybridqa.routing.shares import share_of
+from hybridqa.routing.shares import share_of, shares_of
 from hybridqa.types import Document, Mode, Module, ModuleKind, ModuleStatus, Route, ScoredPassage
 
 QUESTION = "How does the fox jump?"
@@ -102,6 +102,18 @@ def test_a_question_may_ask_for_more_or_fewer_modules_than_the_setting(catalog: 
     assert [len(names(each)) for each in routes] == [1, 0, 1, 2, 2]
     weights = [[choice.weight for choice in each.modules] for each in routes]
     assert weights == [[1.0], [], [1.0], [share_of(2)] * 2, [share_of(2)] * 2]
+
+
+def test_the_module_with_the_most_evidence_counts_most(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+        publish(catalog, f"m-{doc_id}", [doc_id])
+    router = Router(catalog, "base", modules=2, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
+    routed = router.route(QUESTION, found(catalog, a=0.3, b=0.8), Mode.HYBRID, "c")
+    first, second = routed.modules
+    assert first.module.name == "m-b@1"
+    assert (first.weight, second.weight) == shares_of([first.evidence, second.evidence])
+    assert isinstance(first.weight, float) and isinstance(second.weight, float) and first.weight > 2 * second.weight
 
 
 def test_a_far_question_gets_no_module(catalog: Catalog) -> None:
