@@ -71,22 +71,28 @@ def alone(
         return weights_of(trainer), run.report()
 
 
-@pytest.fixture
-def published(tiny_decoder: Path, tmp_path: Path) -> Path:
+def publish(model: Path, folder: Path) -> Path:
     """Another module on the same model."""
-    trainer = Trainer(tiny_decoder, device="cpu")
+    trainer = Trainer(model, device="cpu")
     trainer.attach(replace(RECIPE, rank=2, seed=9, first_layer=0.25))
     with torch.no_grad():
         for weight in trainer.parameters().values():
             weight.normal_(std=0.1)
-    trainer.save(tmp_path / "beside")
-    return tmp_path / "beside"
+    trainer.save(folder / "beside")
+    return folder / "beside"
 
 
-@pytest.mark.parametrize("objective", ["dcd", "next-token"])
-def test_each_learns_what_it_learns_alone(tiny_decoder: Path, published: Path, objective: str) -> None:
-    recipe = replace(RECIPE, objective=objective, shared=objective == "next-token")
-    trainer = Trainer(tiny_decoder, device="cpu")
+def test_each_learns_what_it_learns_alone(tiny_decoder: Path, tmp_path: Path) -> None:
+    each_learns_what_it_learns_alone(tiny_decoder, publish(tiny_decoder, tmp_path), RECIPE)
+
+
+def test_without_a_teacher_and_with_the_weights_that_serve(tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, objective="next-token", shared=True)
+    each_learns_what_it_learns_alone(tiny_llama, publish(tiny_llama, tmp_path), recipe)
+
+
+def each_learns_what_it_learns_alone(model: Path, published: Path, recipe: Recipe) -> None:
+    trainer = Trainer(model, device="cpu")
     expected = [alone(trainer, place, recipe, published) for place in range(COUNT)]
     trainer.detach()
     with Together(trainer, recipe, COUNT) as adapters, ExitStack() as open_runs:
@@ -105,7 +111,7 @@ def test_each_learns_what_it_learns_alone(tiny_decoder: Path, published: Path, o
             for name, weight in got.items():
                 assert torch.allclose(weight, weights[name], atol=1e-4), (place, name)
     plain = trainer.score(examples(3))
-    assert plain == Trainer(tiny_decoder, device="cpu").score(examples(3))  # nothing is left on the model
+    assert plain == Trainer(model, device="cpu").score(examples(3))  # nothing is left on the model
 
 
 def test_what_fails_fails_alone(tiny_llama: Path, tmp_path: Path) -> None:
