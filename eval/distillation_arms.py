@@ -30,6 +30,7 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.models import load_tokenizer
+from hybridqa.training.frozen import decoder_layers
 from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example
 from hybridqa.training.recipe import Recipe
@@ -354,6 +355,9 @@ def ablation(spec: Spec) -> Spec:
     if way == "lower layers" and recipe.first_layer > 0:
         trainer.lower = lambda row: None  # type: ignore[method-assign]
     widened = widen_logits(trainer) if way == "logits" else None
+    if way == "compile":
+        for layer in decoder_layers(trainer.base, trainer.base.config.get_text_config().num_hidden_layers):
+            layer.compile(dynamic=True)
     sourced: list[Example] = [sourced_example(prompts, pair, key, lesson) for key, pair in enumerate(lesson.pairs)]
 
     def on_step(step: int, _: int, __: float) -> None:
@@ -365,7 +369,8 @@ def ablation(spec: Spec) -> Spec:
 
     runs = []
     for repeat in range(spec["repeats"] + 1):
-        used = replace(recipe, steps=2) if repeat == 0 else recipe  # the first warms up
+        warm_up = repeat == 0 and way != "compile"  # which takes a whole run to have seen every length
+        used = replace(recipe, steps=2) if warm_up else recipe
         clock = Clock(trainer.device)
         trainer.attach(used)
         teachers = teach(trainer, prompts, lesson, used, tokens=tokens)

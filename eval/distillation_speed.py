@@ -71,6 +71,7 @@ WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spe
     "bfloat16": ("bfloat16 asked for", {"dtype": "bfloat16"}),
     "echo": ("no copy of the adapter stands beside it (a cost, not a saving)", {"recipe": {"echoed": 0.0}}),
     "text": ("the document's own text is not learned (a cost, not a saving)", {"recipe": {"text": 0}}),
+    "compile": ("nothing, and the layers go through torch.compile (not done by default)", {}),
     "reading": ("no pair is also learned with its chunk (a cost, not a saving)", {"recipe": {"reading": 0.0}}),
 }
 NOT_SEPARABLE = {

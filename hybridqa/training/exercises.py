@@ -63,9 +63,9 @@ class ExerciseWriter:
         self._seed = seed
         self._located: dict[str, bool] = {}
 
-    def draw(self, question: EvalQuestion, mixture: Mixture) -> Exercise | str:
-        """The question in the configuration that the mixture draws for it, or why it cannot be asked."""
-        return self.write(question, mixture.draw(question.qid, self._seed, **self._has(question)))
+    def draw(self, question: EvalQuestion, mixture: Mixture, turn: int = 0) -> Exercise | str:
+        """The question in the configuration that the mixture draws for it in a turn, or why it cannot be asked."""
+        return self.write(question, mixture.draw(f"{question.qid}\0{turn}", self._seed, **self._has(question)))
 
     def every(self, question: EvalQuestion) -> list[Exercise]:
         """The question in every configuration that it can be asked in."""

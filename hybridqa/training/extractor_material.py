@@ -6,6 +6,7 @@ held-out document or has one's module plugged in, and equal stores and options g
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
 
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
-EPOCHS = 1.0
+TURNS = 2  # of each question, every time in the configuration that is drawn for it then
+EPOCHS = 1.0  # over all of them
 B_RATIO = 8.0
 ABSTAINING = 0.1  # share of the exercises, at most: of many right answers none is as likely as one and the same refusal
 RATE = 0.15  # of the setting `learning_rate`, which suits small packs and adapters of half the layers
@@ -117,14 +119,14 @@ def text_hash(text: str) -> str:
 def _draw(
     writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told, seed: int
 ) -> tuple[list[Exercise], dict[str, int]]:
-    """Each question in its configuration, and how many cannot be asked, by reason."""
+    """Each question in its configurations, and how many exercises cannot be had, by reason."""
     exercises: list[Exercise] = []
     abstaining: list[Exercise] = []
     dropped: Counter[str] = Counter()
-    for place, question in enumerate(questions):
+    for place, (turn, question) in enumerate(itertools.product(range(TURNS), questions)):
         if place % 10 == 0:
-            tell(place, len(questions))
-        written = writer.draw(question, mixture)
+            tell(place, TURNS * len(questions))
+        written = writer.draw(question, mixture, turn)
         if not isinstance(written, Exercise):
             dropped[written] += 1
         elif written.target == UNKNOWN and written.configuration != UNANSWERABLE:
@@ -140,8 +142,8 @@ def _draw(
     if not exercises:
         why = "; ".join(f"of {count}, {reason}" for reason, count in dropped.items())
         raise InputError(
-            f"none of {len(questions)} questions can be asked ({why}); expected questions whose answers stand in their "
-            "documents. Give others with --questions."
+            f"none of {len(questions)} questions can be asked, in {TURNS} turns each ({why}); expected questions whose "
+            "answers stand in their documents. Give others with --questions."
         )
     return exercises, dict(dropped)
 

@@ -152,10 +152,20 @@ def test_the_clock_leaves_out_what_is_paused() -> None:
     assert clock.seconds() < 0.1
 
 
+@pytest.mark.slow
+def test_the_layers_can_be_compiled(spec: dict[str, Any]) -> None:
+    compiled = script("distillation_arms").ablation(
+        {**spec, "recipe": RECIPE, "way": "compile", "pairs": 4, "repeats": 1}
+    )
+    assert compiled["seconds_per_pass"] > 0
+
+
 def test_every_way_can_be_switched_off(spec: dict[str, Any]) -> None:
     arms, speed = script("distillation_arms"), script("distillation_speed")
     found = {}
     for way, (_, changes) in speed.WAYS.items():
+        if way == "compile":  # it takes a compiler and minutes
+            continue
         recipe = {**RECIPE, **changes.get("recipe", {})}
         found[way] = arms.ablation({**spec, **changes, "recipe": recipe, "way": way, "pairs": 4, "repeats": 1})
     assert all("skipped" not in made for made in found.values())

@@ -128,3 +128,10 @@ def test_without_a_module_nothing_has_one(store: HybridQA, questions: list[EvalQ
     assert [alone.draw(question, Mixture()) for question in questions] == made
     one = writer(store, modules=["town-1"])
     assert {exercise.configuration for exercise in one.every(BUILT)} == {*CONFIGURATIONS} - {"passages_wrong_module"}
+
+
+def test_a_question_has_another_configuration_in_another_turn(store: HybridQA) -> None:
+    every = writer(store)
+    drawn = [written(every.draw(BUILT, Mixture(), turn)).configuration for turn in range(12)]
+    assert len(set(drawn)) > 2
+    assert [written(every.draw(BUILT, Mixture(), turn)).configuration for turn in range(12)] == drawn
