@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa import HybridQA
+from hybridqa.modules.manifest import read_manifest
 
 PARTS = ("amazon_train=16", "newwiki_train=10", "covidqa=14")
 
@@ -35,8 +36,10 @@ def main() -> None:
     mix(options.data, dict(part.split("=") for part in options.parts), docs, questions, options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     with HybridQA.open(options.work / "store", create=True, seed=options.seed) as qa:
-        for name, modules in (("extractor-passages", False), ("extractor", True)):
+        steps = 0  # the twin gets as many as the first, which has more exercises
+        for name, modules in (("extractor", True), ("extractor-passages", False)):
             if (options.output / name).exists():  # by an earlier run
+                steps = read_manifest(options.output / name).metrics["train"]["steps"]
                 continue
             made = qa.train_extractor(
                 docs,
@@ -45,9 +48,11 @@ def main() -> None:
                 questions_per_document=options.questions,
                 modules=modules,
                 module_documents=options.module_documents,
+                steps=steps,
                 output=options.output / name,
                 on_event=lambda event: print(event.stage, f"{event.step}/{event.total}", event.message, flush=True),
             )
+            steps = made.metrics["train"]["steps"]
             print(name, made.state, made.reason, f"{made.seconds:.0f} s", flush=True)
 
 

@@ -119,6 +119,7 @@ def curriculum(spec: Spec) -> Spec:
     from hybridqa.engine.loop import together
     from hybridqa.engine.protocol import Completion, Sampling
     from hybridqa.engine.vllm import VllmEngine
+    from hybridqa.evaluation.datasets import read_documents
     from hybridqa.ingest.passages import split_passages
     from hybridqa.ingest.readers import read_path
     from hybridqa.ingest.sentences import split_sentences
@@ -131,11 +132,10 @@ def curriculum(spec: Spec) -> Spec:
     settings = Settings()
     model = resolve_model(spec["model"], settings.cache_dir)
     if spec["docs"]:
-        rows = (json.loads(line) for line in Path(spec["docs"]).read_text(encoding="utf-8").splitlines())
-        row = next((row for row in rows if row["doc_id"] == spec["document"]), None)
-        if row is None:
+        named = [each for each in read_documents(Path(spec["docs"])) if each.doc_id == spec["document"]]
+        if not named:
             sys.exit(f"no document {spec['document']!r} in {spec['docs']!r}; expected one of its doc_ids")
-        source = SourceText(row["title"], normalise(row["text"]), "text/plain")
+        source = SourceText(named[0].title, normalise(named[0].text), "text/plain")
     else:
         source = read_path(Path(spec["document"]), max_bytes=50_000_000)
     end = 0
@@ -252,7 +252,8 @@ def hybridqa(spec: Spec) -> Spec:
     def on_step(step: int, total: int, _: float) -> None:
         nonlocal last, targets
         last = step
-        targets += sum(rows[plan[step - 1]].pack.lengths)
+        row = rows[plan[step - 1]]
+        targets += sum(row.pack.lengths) if row.taught else 0  # answers: not the document's own text
         curve.see(step, total, passes=step / len(rows), targets=targets)
 
     trainer.fit(students, teachers, recipe, on_step=on_step)

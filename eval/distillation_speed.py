@@ -30,6 +30,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t
+
 from hybridqa.config import Settings
 from hybridqa.files import atomic_write_text
 from hybridqa.models import ModelFolder, resolve_model
@@ -40,7 +42,6 @@ HERE = Path(__file__).parent
 LEVELS = (1.0, 0.9, 0.75, 0.5)  # shares of what the reference gains over the base model
 SETTLED = 3  # points of a curve that have to be low together
 SAME_PACE = 1.05  # of batch sizes that are about as fast, the smallest learns most from a pair
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's
 Result = dict[str, Any]
 
 TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned but what the reference learns
@@ -389,7 +390,7 @@ def ratio(values: Sequence[float | None]) -> Result:
     middle = statistics.mean(logs)
     interval = None
     if len(logs) > 1:
-        half = T_95.get(len(logs) - 1, 2.0) * statistics.stdev(logs) / math.sqrt(len(logs))
+        half = t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
         interval = [math.exp(middle - half), math.exp(middle + half)]
     return {"mean": math.exp(middle), "interval": interval, "seeds": len(logs), "of": len(values)}
 

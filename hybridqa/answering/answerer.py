@@ -101,7 +101,8 @@ class Answerer:
         started = time.perf_counter()
         companions = self._companions.choose(collection, mode, plugins, extractor)
         room = self._max_rank - companions.rank
-        route = companions.join(self._router.route(question, found, mode, collection, modules, room))
+        route = self._usable(self._router.route(question, found, mode, collection, modules, room))
+        route = companions.join(route)
         route = replace(route, passages=route.passages[: k or self._passages])
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -114,8 +115,8 @@ class Answerer:
         timings["prompt"] = time.perf_counter() - started
         return Plan(question, collection, mode, route, prompt, adapter, timings)
 
-    def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
-        """Everything that the route plugs in as one adapter, less modules that turn out unusable."""
+    def _usable(self, route: Route) -> Route:
+        """The route less modules that turn out unusable: before the others get their shares."""
         kept: list[ModuleChoice] = []
         for choice in route.modules:
             try:
@@ -125,10 +126,13 @@ class Answerer:
                 route = replace(route, reason=f"{route.reason}; module {choice.module.name!r} left out: {error}")
             else:
                 kept.append(choice)
-        route = replace(route, modules=tuple(kept))
+        return replace(route, modules=tuple(kept))
+
+    def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
+        """Everything that the route plugs in as one adapter."""
         if _is_empty(route):
             return route, None
-        choices = [*kept, *route.plugins, *([] if route.extractor is None else [route.extractor])]
+        choices = [*route.modules, *route.plugins, *([] if route.extractor is None else [route.extractor])]
         if not choices:
             return route, None
         try:

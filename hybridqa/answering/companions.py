@@ -22,7 +22,7 @@ from hybridqa.errors import (
 )
 from hybridqa.modules.manifest import read_manifest
 from hybridqa.modules.registry import ModuleRegistry
-from hybridqa.routing.shares import scaled, shares_of
+from hybridqa.routing.shares import weighed
 from hybridqa.types import Mode, Module, ModuleChoice, Route
 
 log = logging.getLogger(__name__)
@@ -50,16 +50,9 @@ class Companions:
 
     def join(self, route: Route) -> Route:
         """The route with these beside its modules, with the weights that the extractor was trained with."""
-        modules = route.modules
-        if self.module_weights:  # none of one that was trained without modules
-            shares = shares_of([choice.evidence for choice in modules])
-            modules = tuple(
-                replace(choice, weight=scaled(self.module_weights, share))
-                for choice, share in zip(modules, shares, strict=True)
-            )
         return replace(
             route,
-            modules=modules,
+            modules=weighed(route.modules, self.module_weights or 1.0),  # none of one that was trained without modules
             plugins=self.plugins,
             extractor=self.extractor,
             reason="; ".join((route.reason, *self.notes)),

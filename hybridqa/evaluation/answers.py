@@ -53,6 +53,7 @@ class AnswerBook:
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 self._remember(line)
+        self._earlier = frozenset(self._known)
 
     def _remember(self, line: str) -> None:
         try:
@@ -76,7 +77,7 @@ class AnswerBook:
         sampling: Sampling,
         on_answer: Callable[[], None],
     ) -> tuple[list[Given], int]:
-        """The answers in the questions' order, and how many of them were known before.
+        """The answers in the questions' order, and how many of them an earlier run gave.
 
         `ready` gives the engine, and is called only when there is something to ask.
         """
@@ -90,9 +91,8 @@ class AnswerBook:
             async def one(asked: Asked) -> Given:
                 nonlocal known
                 key = self.key(asked, sampling)
-                if key in self._known:
-                    known += 1
-                else:
+                known += key in self._earlier
+                if key not in self._known:
                     async with slots:
                         given = await _ask(asked, await ready(), sampling)
                     self._known[key] = given

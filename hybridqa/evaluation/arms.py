@@ -89,7 +89,8 @@ def choose_arms(
     if names is not None:
         wanted = [f"KM:{objectives[0]}" if name == "KM" else name.replace("KMx", "KM×") for name in names]
         if unknown := [name for name in wanted if name not in known]:
-            raise ConfigError(f"arm {unknown[0]!r} is unknown; expected some of {', '.join(known)}.")
+            way_out = " Stacks of k modules are there with --compose k." if unknown[0].startswith("KM×") else ""
+            raise ConfigError(f"arm {unknown[0]!r} is unknown; expected some of {', '.join(known)}.{way_out}")
         if not wanted:
             raise ConfigError(f"no arm was given; expected some of {', '.join(known)}.")
         arms = [arm for arm in arms if arm.name in wanted]

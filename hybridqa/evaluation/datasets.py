@@ -93,8 +93,8 @@ class _Line:
             raise self.wrong(name, "a text that is not empty" if default is None else "a text")
         return value
 
-    def texts(self, name: str, *, empty: bool) -> tuple[str, ...]:
-        value = self._data.get(name, [] if empty else None)
+    def texts(self, name: str, *, empty: bool, missing: bool = False) -> tuple[str, ...]:
+        value = self._data.get(name, [] if missing else None)
         good = isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)
         if not good or not (value or empty):
             raise self.wrong(name, f"a list of {'' if empty else 'one or more '}texts, none of them empty")
@@ -120,12 +120,12 @@ def _question(line: _Line, known: Collection[str] | None) -> EvalQuestion:
     question = EvalQuestion(
         qid=line.text("qid"),
         question=line.text("question"),
-        answers=line.texts("answers", empty=unanswerable),
-        doc_ids=line.texts("doc_ids", empty=unanswerable),
+        answers=line.texts("answers", empty=unanswerable, missing=unanswerable),
+        doc_ids=line.texts("doc_ids", empty=True, missing=unanswerable),
         unanswerable=unanswerable,
     )
     missing = [doc_id for doc_id in question.doc_ids if known is not None and doc_id not in known]
-    if missing:
+    if missing and not unanswerable:  # which is asked of nothing
         raise line.wrong("doc_ids", f"ids of documents that were given, and {missing[0]!r} is none of them")
     return question
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,8 @@ from hybridqa.pipeline import HybridQA
 from hybridqa.routing.shares import shares_of
 from hybridqa.training.recipe import Recipe
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleStatus
+
+STACKS_AT_ONCE = 64  # questions whose stacks are on disk at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class _Grid:
                 if extractor is not None:
                     extractor.check_base_model(store.model.hash)
             self._timed("add documents", lambda: self._add_documents(store))
-            maker = GridModules(store, self._tell, self._recipe)
+            maker = GridModules(store, self._work, self._tell, self._recipe)
             stacks = GridStacks(store.settings.module_dir / "grid-stacks", store.settings.max_lora_rank)
             chunks = {doc_id: maker.chunks(doc_id) for doc_id in plan.doc_ids}
             self._planner(store, stacks, chunks, {}).check(plan.arms, plan.questions)
@@ -105,7 +106,7 @@ class _Grid:
                 self._put_into_service(store, modules)
             planner = self._planner(store, stacks, chunks, modules)
             found = self._timed("search", lambda: self._find(planner))
-            answers = self._timed("answers", lambda: self._answer(store, planner, found))
+            answers = self._timed("answers", lambda: self._answer(store, planner, stacks, found))
             result = GridResult(
                 plan=plan,
                 work=self._work,
@@ -116,7 +117,6 @@ class _Grid:
                 modules=modules,
                 timings=self._timings,
             )
-        shutil.rmtree(store.settings.module_dir / "grid-stacks", ignore_errors=True)  # made anew in moments
         return result
 
     def _planner(
@@ -158,10 +158,15 @@ class _Grid:
 
     def _put_into_service(self, store: HybridQA, modules: dict[tuple[str, str], GridModule]) -> None:
         """Rows in the catalog for the router to find, of the main objective's modules, whatever their gate said."""
-        rows = {module.module_id: module for module in store.modules()}
+        rows = {module.module_id for module in store.modules()}
+        for module_id in rows:  # of an earlier run: those of documents that this one does not ask about rest
+            store.catalog.set_current(DEFAULT_COLLECTION, module_id, None)
         for (doc_id, objective), module in modules.items():
             module_id = store.module_id(doc_id)
-            if module.adapter is None or objective != self._plan.trained[0] or module_id in rows:
+            if module.adapter is None or objective != self._plan.trained[0]:
+                continue
+            if module_id in rows:
+                store.catalog.set_current(DEFAULT_COLLECTION, module_id, 1)
                 continue
             document = store.catalog.get_document(DEFAULT_COLLECTION, doc_id)
             row = Module(
@@ -189,7 +194,9 @@ class _Grid:
             found[question.qid] = planner.find(question)
         return found
 
-    def _answer(self, store: HybridQA, planner: Planner, found: dict[str, Found]) -> list[ArmAnswers]:
+    def _answer(
+        self, store: HybridQA, planner: Planner, stacks: GridStacks, found: dict[str, Found]
+    ) -> list[ArmAnswers]:
         settings = store.settings
         book = AnswerBook(self._work / "answers", [store.model.hash, settings.engine, settings.dtype])
         sampling = Sampling(max_tokens=self._plan.options.max_answer_tokens, stop=store.prompts.stop)
@@ -197,19 +204,28 @@ class _Grid:
         for arm in self._plan.arms:
             started = time.perf_counter()
             self._tell(f"ask {arm.name}", 0, len(self._plan.questions))
-            asked = [planner.plan(arm, question, found.get(question.qid)) for question in self._plan.questions]
-            given, known = store.run(self._ask(store, book, arm, asked, sampling))
+            questions = self._plan.questions
+            asked: list[Asked] = []
+            given: list[Given] = []
+            known = 0
+            for start in range(0, len(questions), STACKS_AT_ONCE):  # a stack may be of one question alone
+                some = questions[start : start + STACKS_AT_ONCE]
+                asked += [planner.plan(arm, question, found.get(question.qid)) for question in some]
+                answered, before = store.run(self._ask(store, book, arm, asked[start:], sampling, start))
+                given += answered
+                known += before
+                stacks.clear()
             answers.append(ArmAnswers(arm, given, asked, known, time.perf_counter() - started))
         return answers
 
     async def _ask(
-        self, store: HybridQA, book: AnswerBook, arm: Arm, asked: list[Asked], sampling: Sampling
+        self, store: HybridQA, book: AnswerBook, arm: Arm, asked: list[Asked], sampling: Sampling, done: int
     ) -> tuple[list[Given], int]:
-        done = 0
+        """The answers, and how many of them an earlier run gave; `done` questions are behind it."""
 
         def count() -> None:
             nonlocal done
             done += 1
-            self._tell(f"ask {arm.name}", done, len(asked))
+            self._tell(f"ask {arm.name}", done, len(self._plan.questions))
 
         return await book.answer(arm.name, asked, store.engine_ready, sampling, count)

@@ -1,9 +1,9 @@
 """The modules of a grid: one for each document and objective, trained by the product's own trainer from one curriculum.
 
-Each is trained beside those of the documents before it, as in a store that is refreshed. Knows nothing about the
-questions that are asked or about arms. Invariant: a curriculum is made once for a document, whatever the objectives; a
-job that has ended is never trained again, and one that was killed goes on from its checkpoint. The gate's verdict is on
-record and decides nothing here.
+Each is trained beside those of documents before it that are done, as in a store that is refreshed. Knows nothing
+about the questions that are asked or about arms. Invariant: a curriculum is made once for a document, whatever the
+objectives; a job that has ended is never trained again, and one that was killed goes on from its checkpoint. The gate's
+verdict is on record and decides nothing here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hybridqa.pipeline import HybridQA
 from hybridqa.training.job_folder import RESULT, result_manifest
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job, chunks
-from hybridqa.training.others import questions_about_others, some_of, tell_job
+from hybridqa.training.others import begun, next_jobs, questions_about_others, some_of, tell_job
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import DEFAULT_COLLECTION
@@ -47,8 +47,10 @@ class GridModule:
 class GridModules:
     """Makes the modules of one grid's store."""
 
-    def __init__(self, store: HybridQA, tell: Tell, recipe: Recipe | None = None) -> None:
+    def __init__(self, store: HybridQA, work: Path, tell: Tell, recipe: Recipe | None = None) -> None:
+        """`work` is the grid's folder, for who is told to go on with it."""
         self._store = store
+        self._work = work
         self._tell = tell
         folder = store.settings.module_dir / "work"
         self._jobs = JobWriter(folder, store.model, store.prompts, store.settings, store.generate_many)
@@ -72,7 +74,8 @@ class GridModules:
             first = next(iter(made.values()))
             raise TrainingError(
                 f"none of {len(made)} modules could be trained; of document {first.doc_id!r}: "
-                f"{first.report['reason']}. Expected documents with facts to ask for."
+                f"{first.report['reason']}. Expected documents with facts to ask for; without modules there are the "
+                "arms closed, RAG and gold: give them with --arms."
             )
         return made
 
@@ -81,12 +84,20 @@ class GridModules:
         began = time.perf_counter()
         catalog = self._store.catalog
         documents = [job_document(catalog, catalog.get_document(DEFAULT_COLLECTION, doc_id)) for doc_id in doc_ids]
-        folders = iter(self._jobs.write_jobs(documents, recipes, others=self._others))
+        made: set[str] = set()  # documents whose curricula were not there
+
+        def told(document: JobDocument, step: int, total: int) -> None:
+            made.add(document.doc_id)
+
+        folders = iter(self._jobs.write_jobs(documents, recipes, told, others=self._others))
         jobs = {(doc_id, recipe.objective): next(folders) for doc_id in doc_ids for recipe in recipes}
-        seconds = (time.perf_counter() - began) / len(doc_ids)
-        for folder in jobs.values():
+        seconds = (time.perf_counter() - began) / max(1, len(made))
+        for (doc_id, _), folder in jobs.items():
             if not (folder / SECONDS_FILE).is_file():
-                atomic_write_text(folder / SECONDS_FILE, json.dumps(seconds))
+                known = [jobs[doc_id, recipe.objective] / SECONDS_FILE for recipe in recipes]
+                known = [path for path in known if doc_id not in made and path.is_file()]
+                took = json.loads(known[0].read_text()) if known else seconds if doc_id in made else None
+                atomic_write_text(folder / SECONDS_FILE, json.dumps(took))
         return jobs
 
     def _others(self, document: JobDocument, recipe: Recipe) -> dict[str, Any]:
@@ -96,6 +107,8 @@ class GridModules:
     def _tell_of_others(self, jobs: dict[tuple[str, str], Path], doc_id: str, objective: str) -> None:
         """Has a job hear of the modules that the documents before its own have by now."""
         folder = jobs[doc_id, objective]
+        if begun(folder):
+            return
         before = list(dict.fromkeys(name for name, _ in jobs))
         before = before[: max(0, before.index(doc_id) + 1 - BEHIND)]
         ready = [jobs[name, objective] for name in before if (jobs[name, objective] / RESULT).is_file()]
@@ -127,14 +140,16 @@ class GridModules:
                 todo[folder.name] = key
             else:
                 failed[folder.name] = "the document holds nothing to learn"
-        waiting = list(todo.values())
-        for key in waiting[:BEHIND]:
-            self._tell_of_others(jobs, *key)
-        waiting = waiting[BEHIND:]
+        order = [jobs[key] for key in todo.values()]
+        for folder in order:
+            self._tell_of_others(jobs, *todo[folder.name])
         together = self._store.settings.train_together
-        for event in train([jobs[key] for key in todo.values()], together=together) if todo else ():
-            if event["stage"] in ("done", "failed") and waiting:
-                self._tell_of_others(jobs, *waiting.pop(0))
+        again = f"hybridqa eval grid … --work {self._work}"
+        for event in train(order, together=together, again=again) if todo else ():
+            if event["stage"] == "done":
+                # Several of one objective train together, and those of another one may come between.
+                for folder in order if event.get("together", 1) > 1 else next_jobs(order, event):
+                    self._tell_of_others(jobs, *todo[folder.name])
             if event["stage"] == "failed":
                 failed[event["job"]] = event["reason"]
             self._tell(f"{event['stage']} {' · '.join(todo[event['job']])}", event["step"], event["total"])

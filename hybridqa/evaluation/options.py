@@ -59,7 +59,8 @@ class Plan:
     seed: int
     documents: list[EvalDocument]  # all of them: they are searched
     questions: list[EvalQuestion]  # those that are asked
-    left_out: int  # questions without an answer, which no arm is scored on
+    unanswerable: int  # questions that no arm is asked: without an answer,
+    without_document: int  # and with one, but about no document
     doc_ids: list[str]  # gold documents of the questions asked: these get modules
     objectives: tuple[str, ...]
     arms: list[Arm]
@@ -92,7 +93,8 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
     documents = read_documents(options.docs)
     every = read_questions(options.questions, documents)
     seed = settings.seed if options.seed is None else options.seed
-    asked = _choose([question for question in every if not question.unanswerable], documents, options, seed)
+    usable = [question for question in every if question.doc_ids and not question.unanswerable]
+    asked = _choose(usable, documents, options, seed)
     doc_ids = list(dict.fromkeys(doc_id for question in asked for doc_id in question.doc_ids))
     most = max(options.compose, default=1)
     if len(doc_ids) < most:
@@ -113,7 +115,8 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
         seed=seed,
         documents=documents,
         questions=asked,
-        left_out=sum(question.unanswerable for question in every),
+        unanswerable=sum(question.unanswerable for question in every),
+        without_document=sum(not question.doc_ids and not question.unanswerable for question in every),
         doc_ids=doc_ids,
         objectives=objectives,
         arms=arms,
@@ -144,7 +147,9 @@ def _choose(
 ) -> list[EvalQuestion]:
     """The questions to be asked: those of the documents chosen by length and seed, so many of each."""
     if not questions:
-        raise ConfigError(f"{str(options.questions)!r} has no question with an answer; expected at least one.")
+        raise ConfigError(
+            f"{str(options.questions)!r} has no question with an answer and a document; expected at least one."
+        )
     if options.max_words:
         short = {document.doc_id for document in documents if len(document.text.split()) <= options.max_words}
         questions = [question for question in questions if short.issuperset(question.doc_ids)]

@@ -77,7 +77,8 @@ def _provenance(result: GridResult) -> dict[str, Any]:
                 "file": options.questions,
                 "sha256": sha256_file(options.questions),
                 "asked": len(plan.questions),
-                "unanswerable_left_out": plan.left_out,
+                "unanswerable_left_out": plan.unanswerable,
+                "without_document_left_out": plan.without_document,
                 "per_document": options.questions_per_document,
             },
             "documents_asked_about": len({cluster_of(question) for question in plan.questions}),
@@ -152,7 +153,9 @@ def _modules(result: GridResult, objective: str) -> dict[str, Any]:
         "trained": len(trained),
         "passed": sum(report["passed"] for report in trained),
         **{
-            name: mean_interval([report[name] for report in trained]) if trained else None
+            name: mean_interval(known)
+            if (known := [each[name] for each in trained if each[name] is not None])
+            else None
             for name in ("seconds", "synthesis_seconds", "mb")
         },
         "each": {module.doc_id: module.report for module in modules},

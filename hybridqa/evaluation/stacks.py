@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class GridStacks:
         self._folder = folder
         self._max_rank = max_rank
         self._known: dict[str, Adapter] = {}
+        self.clear()  # of a run that was killed
 
     def adapter(self, parts: Sequence[tuple[LoraAdapter, Weight]]) -> Adapter | None:
         """One adapter for all the parts; None for no part. Raises an `AdapterError`."""
@@ -40,3 +42,8 @@ class GridStacks:
             rank = read_adapter(path).rank if path.is_dir() else compose(parts, path, max_rank=self._max_rank)
             self._known[name] = Adapter(name, path, rank)
         return self._known[name]
+
+    def clear(self) -> None:
+        """Removes all of them: they are made again in moments, and for many questions they would fill a disk."""
+        self._known.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -8,11 +8,10 @@ neither is one whose documents the passages do not speak for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from hybridqa.catalog import Catalog
 from hybridqa.routing.evidence import evidence_for
-from hybridqa.routing.shares import shares_of
+from hybridqa.routing.shares import weighed
 from hybridqa.types import Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
 
@@ -105,9 +104,7 @@ class Router:
             beside = "" if room == self._max_rank else " that plug-ins and extractor leave"
             return (), f"no module: {on_topic[0].module.name!r} has a rank over the {room}{beside}"
         named = ", ".join(f"{choice.module.name!r} (evidence {choice.evidence:.2f})" for choice in chosen)
-        shares = shares_of([choice.evidence for choice in chosen])
-        weighed = tuple(replace(choice, weight=share) for choice, share in zip(chosen, shares, strict=True))
-        return weighed, f"{'module' if len(chosen) == 1 else 'modules'} {named}"
+        return weighed(chosen), f"{'module' if len(chosen) == 1 else 'modules'} {named}"
 
     def _usable(self, modules: Sequence[Module], collection: str) -> list[Module]:
         """Those of the collection and this base model whose documents are all as they were when it was distilled."""

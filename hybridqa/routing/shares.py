@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hybridqa.types import Weight
+from hybridqa.types import ModuleChoice, Weight
 
 STEPS = (1.0, 0.5, 0.25)  # of the leading module's weight
 
@@ -39,3 +40,9 @@ def scaled(weight: Weight, share: float) -> Weight:
     if isinstance(weight, float):
         return weight * share
     return weight if share == 1.0 else {name: value * share for name, value in weight.items()}
+
+
+def weighed(choices: Sequence[ModuleChoice], weight: Weight = 1.0) -> tuple[ModuleChoice, ...]:
+    """The modules of one stack, each with its share of a weight that is one for all, or one for each layer."""
+    shares = shares_of([choice.evidence for choice in choices])
+    return tuple(replace(choice, weight=scaled(weight, share)) for choice, share in zip(choices, shares, strict=True))

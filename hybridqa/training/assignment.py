@@ -16,14 +16,14 @@ from typing import Any
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.files import atomic_write_text, fsync_tree
-from hybridqa.training.beside import load_beside
+from hybridqa.training.beside import begin_beside, load_beside
 from hybridqa.training.closeness import ClosenessReport, judge_behaviour
 from hybridqa.training.fitting import Fit
 from hybridqa.training.gate import GateReport
 from hybridqa.training.judging import judge_module
 from hybridqa.training.kept import Kept
 from hybridqa.training.lesson import Job
-from hybridqa.training.memory import peak_memory
+from hybridqa.training.memory import peak_gpu_memory, peak_memory
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.targets import KeptTargets
 from hybridqa.training.teaching import Teaching
@@ -57,7 +57,7 @@ class Assignment:
     def _begin(self) -> Fit:
         """Everything that comes before the first step."""
         trainer, recipe = self._trainer, self.recipe
-        self._beside = load_beside(trainer, self.job.companions, self.job.model_hash, seed=recipe.seed)
+        self._beside = load_beside(trainer, begin_beside(self.folder, self.job), self.job.model_hash, seed=recipe.seed)
         self._teaching = Teaching(self.folder, self.job, trainer, self._prompts, recipe, KeptTargets(self._kept))
         students = self._teaching.students()
         if recipe.weights().need_teacher:
@@ -91,11 +91,8 @@ class Assignment:
             self._told = time.perf_counter()
             self._say(job=self.folder.name, stage="train", step=step, total=total, loss=round(loss, 4))
 
-    def finish(self, student_seconds: float, together: int = 1) -> None:
-        """Saves and judges the adapter, whose steps are taken, and writes the result.
-
-        `student_seconds` are its part of what the steps took; `together` is how many jobs shared them.
-        """
+    def finish(self, together: int = 1) -> None:
+        """Saves and judges the adapter, whose steps are taken, and writes the result; so many jobs shared the steps."""
         folder, trainer, recipe, lesson = self.folder, self._trainer, self.recipe, self.job.curriculum
         self.close()
         began = time.perf_counter()
@@ -109,15 +106,18 @@ class Assignment:
         else:
             report = judge_module(trainer, self._prompts, lesson, self._beside.judges, seed=recipe.seed)
         dtype = str(trainer.dtype).removeprefix("torch.")
-        metrics: dict[str, Any] = {"train": {**self._run.report(), "dtype": dtype, "together": together}}
+        train = self._run.report()  # of all legs, where it was killed and taken up again
+        metrics: dict[str, Any] = {"train": {**train, "dtype": dtype, "together": together}}
         metrics["gate"] = report.as_dict()
         if self._beside.record:
             metrics["beside"] = self._beside.record
         pairs = len(self._teaching.pairs)
         metrics["synthesis"] = lesson.report() | {"pairs": pairs} | self._teaching.second_report()
-        seconds = {"teacher": self._teacher_seconds, "student": student_seconds, "gate": time.perf_counter() - began}
+        seconds = {"teacher": self._teacher_seconds, "student": train["seconds"], "gate": time.perf_counter() - began}
         metrics["seconds"] = {**seconds, "total": sum(seconds.values())}
         metrics["peak_memory_mb"] = peak_memory()
+        if (on_gpu := peak_gpu_memory()) is not None:
+            metrics["peak_gpu_memory_mb"] = on_gpu
         result = {
             "passed": report.passed,
             "reason": report.reason,
@@ -129,4 +129,12 @@ class Assignment:
         }
         fsync_tree(adapter)
         atomic_write_text(folder / "result.json", json.dumps(result))
-        self._say(job=folder.name, stage="done", step=1, total=1, passed=report.passed, reason=report.reason)
+        self._say(
+            job=folder.name,
+            stage="done",
+            step=1,
+            total=1,
+            passed=report.passed,
+            reason=report.reason,
+            together=together,
+        )

@@ -6,15 +6,19 @@ model, is left out with a note, and stops nothing.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hybridqa.errors import HybridQAError
+from hybridqa.files import atomic_write_text
 from hybridqa.modules.adapter import WEIGHTS_FILE
 from hybridqa.modules.manifest import check_files, read_manifest
+from hybridqa.training.lesson import BESIDE, CHECKPOINT, Job
 from hybridqa.training.lora import Companion
 from hybridqa.training.others import JUDGES
 from hybridqa.training.trainer import Trainer
@@ -64,3 +68,13 @@ def load_beside(trainer: Trainer, folders: Sequence[str], model_hash: str, *, se
     ]
     record = {"trained_beside": trained, "modules": names, "skipped": skipped} if folders else {}
     return Beside((*singles[:trained], *sums), tuple(singles[judging:][:JUDGES]), record)
+
+
+def begin_beside(folder: Path, job: Job) -> tuple[str, ...]:
+    """The companions that a job trains beside from now on: it is told of no others, and has them again after a kill."""
+    path = folder / BESIDE
+    if (folder / CHECKPOINT).exists() and path.is_file():
+        with suppress(ValueError):
+            return tuple(json.loads(path.read_text(encoding="utf-8")))
+    atomic_write_text(path, json.dumps(job.companions))
+    return job.companions

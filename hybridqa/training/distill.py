@@ -29,7 +29,7 @@ from hybridqa.training.behaviours import BehaviourWriter
 from hybridqa.training.context_files import Context, Scratchpad
 from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
-from hybridqa.training.job_folder import RESULT, circumstances, result_manifest, take_up
+from hybridqa.training.job_folder import RESULT, circumstances, made_with, result_manifest, take_up
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
@@ -146,7 +146,8 @@ class Distiller:
         """The job's folder; those of other contents of the same module are removed."""
         decided = [module_id, collection]
         owner = hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
-        name = job_name(module_id, content, self._model.hash, asdict(recipe)).removeprefix("job-")
+        made = made_with(self._model, self._settings)
+        name = job_name(module_id, content, self._model.hash, asdict(recipe), made).removeprefix("job-")
         folder = self._work_dir / f"plugin-{owner}-{name}"
         for other in self._work_dir.glob(f"plugin-{owner}-*"):
             if other != folder or force:

@@ -65,7 +65,8 @@ class ExerciseWriter:
 
     def draw(self, question: EvalQuestion, mixture: Mixture, turn: int = 0) -> Exercise | str:
         """The question in the configuration that the mixture draws for it in a turn, or why it cannot be asked."""
-        return self.write(question, mixture.draw(f"{question.qid}\0{turn}", self._seed, **self._has(question)))
+        configuration = mixture.draw(f"{question.qid}\0{turn}", self._seed, **self._has(question))
+        return self.write(question, configuration, turn)
 
     def every(self, question: EvalQuestion) -> list[Exercise]:
         """The question in every configuration that it can be asked in."""
@@ -78,8 +79,8 @@ class ExerciseWriter:
         written = [self.write(question, name) for name in ([UNANSWERABLE] if question.unanswerable else names)]
         return [exercise for exercise in written if isinstance(exercise, Exercise)]
 
-    def write(self, question: EvalQuestion, configuration: str) -> Exercise | str:
-        """The question in one configuration, or why it cannot be asked so."""
+    def write(self, question: EvalQuestion, configuration: str, turn: int = 0) -> Exercise | str:
+        """The question in one configuration, or why it cannot be asked so; each turn draws a wrong module anew."""
         if question.unanswerable:
             return self._unanswerable(question)
         if min(map(len, map(self._prompts.encode_answer, question.answers))) > self._max_answer_tokens:
@@ -107,7 +108,7 @@ class ExerciseWriter:
         else:
             answer = self._answer(question, None if gold is None else shown[gold].passage)
             target = answer if gold is None else f"{answer} [{gold + 1}]"
-        return self._exercise(question, configuration, shown, target, plugged)
+        return self._exercise(question, configuration, shown, target, plugged, turn)
 
     def _unanswerable(self, question: EvalQuestion) -> Exercise | str:
         try:
@@ -126,12 +127,13 @@ class ExerciseWriter:
         shown: Sequence[ScoredPassage],
         target: str,
         plugged: Plugged,
+        turn: int = 0,
     ) -> Exercise:
         module = None
         if plugged is not Plugged.NONE:
             right = [name for name in self._modules if name in question.doc_ids]
             wrong = [name for name in self._modules if name not in question.doc_ids]
-            draw = random.Random(f"{self._seed}\0{question.qid}\0{configuration}")
+            draw = random.Random(f"{self._seed}\0{question.qid}\0{configuration}\0{turn}")
             module = right[0] if plugged is Plugged.RIGHT else draw.choice(wrong)
         doc_id = question.doc_ids[0] if question.doc_ids else ""
         sources = tuple(source_text(scored.passage) for scored in shown)

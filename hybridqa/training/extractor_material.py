@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
 
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
-TURNS = 2  # of each question, every time in the configuration that is drawn for it then
+TURNS = 2  # of each question, each time in a configuration drawn anew; what comes out the same again is left out
 EPOCHS = 1.0  # over all of them
 B_RATIO = 8.0
 ABSTAINING = 0.1  # share of the exercises, at most: of many right answers none is as likely as one and the same refusal
@@ -123,10 +123,14 @@ def _draw(
     exercises: list[Exercise] = []
     abstaining: list[Exercise] = []
     dropped: Counter[str] = Counter()
+    seen: set[tuple[str, Exercise | str]] = set()
     for place, (turn, question) in enumerate(itertools.product(range(TURNS), questions)):
         if place % 10 == 0:
             tell(place, TURNS * len(questions))
         written = writer.draw(question, mixture, turn)
+        if (question.qid, written) in seen:
+            continue
+        seen.add((question.qid, written))
         if not isinstance(written, Exercise):
             dropped[written] += 1
         elif written.target == UNKNOWN and written.configuration != UNANSWERABLE:
@@ -142,7 +146,7 @@ def _draw(
     if not exercises:
         why = "; ".join(f"of {count}, {reason}" for reason, count in dropped.items())
         raise InputError(
-            f"none of {len(questions)} questions can be asked, in {TURNS} turns each ({why}); expected questions whose "
+            f"none of {len(questions)} questions can be asked ({why}); expected questions whose "
             "answers stand in their documents. Give others with --questions."
         )
     return exercises, dict(dropped)

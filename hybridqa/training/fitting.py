@@ -100,7 +100,7 @@ class Fit:
         if checkpoint is not None:
             begun = load_checkpoint(checkpoint, recipe, len(self._plan), self._adapter, self._optimiser)
             self._step, self._spent = begun
-        self._started = time.perf_counter() - self._spent.seconds
+        self._began = 0.0  # the step under way
         spill = checkpoint if checkpoint is not None and checkpoint.is_dir() else None
         self._lowers = Kept(int(recipe.memory_mb * 1_000_000 * share) // 2, spill)
 
@@ -119,6 +119,7 @@ class Fit:
 
     def parts(self) -> list[Part]:
         """What the next step learns, its main pack first; their gradients add up, and begin at nothing."""
+        self._began = time.perf_counter()
         recipe = self._recipe
         if self._more is not None and self._step >= self._turn:
             added = rows_of(self._more(), recipe, first=self._lists)
@@ -146,13 +147,14 @@ class Fit:
             else:
                 lower_T_D = self._lowers.get(place)["lower"].to(self._trainer.device)
         keys = row.pack.keys if weights.need_teacher else ()
-        teacher = concatenate([self._teachers[key] for key in keys]).to(self._trainer.device) if keys else None
+        told = [self._teachers[key].to(self._trainer.device) for key in keys]  # those that were kept in files, too
+        teacher = concatenate(told) if told else None
         return Part(row.pack, companion, share, teacher, weights, self._recipe.temperature, lower_T_D)
 
-    def take(self, value: float) -> None:
+    def take(self, value: float, *, together: int = 1) -> None:
         """Takes the step whose parts are learned; `value` is the main one's loss.
 
-        Raises `TrainingError` when that is no number.
+        `together` is how many trainings took the time since `parts`. Raises `TrainingError` when the loss is no number.
         """
         recipe, spent = self._recipe, self._spent
         torch.nn.utils.clip_grad_norm_(self._adapter.values(), CLIP)
@@ -163,7 +165,7 @@ class Fit:
                 "Lower `learning_rate` in hybridqa.toml and run `hybridqa refresh` again."
             )
         spent.loss = value if math.isnan(spent.loss) else 0.9 * spent.loss + 0.1 * value
-        spent.seconds = time.perf_counter() - self._started
+        spent.seconds += (time.perf_counter() - self._began) / together
         self._step += 1
         total = len(self._plan)
         if self._on_step is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridqa.evaluation.statistics import mean_interval
+from hybridqa.evaluation.statistics import mean_interval, widened
 
 PASSED, FAILED = "passed", "failed"
 DRIFT = 1.0
@@ -104,8 +104,8 @@ class GateReport:
 
 
 def paired_interval(differences: Sequence[float] | Floats, *, seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile interval of the mean of `differences`, by bootstrap."""
-    interval = mean_interval(list(map(float, differences)), seed=seed)
+    """The 95% interval of the mean of `differences`: percentiles by bootstrap, widened where they are few."""
+    interval = widened(mean_interval(list(map(float, differences)), seed=seed), len(differences))
     return interval.low, interval.high
 
 

@@ -16,14 +16,20 @@ from hybridqa.engine.vllm_args import context_length
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.provenance import commit, hardware
-from hybridqa.training.lesson import Job
+from hybridqa.training.lesson import BESIDE, CHECKPOINT, Job
 
 RESULT = "result.json"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what a file that was cut off or is of another format raises
 
 
+def made_with(model: ModelFolder, settings: Settings) -> list[Any]:
+    """What decides a job's synthetic data beside its model, document and recipe."""
+    room = [settings.context_tokens, context_length(model.path, settings.max_model_len)]
+    return [settings.engine, settings.dtype, settings.generator_url, settings.generator_model, *room]
+
+
 def circumstances(model: ModelFolder, settings: Settings) -> dict[str, Any]:
-    """What a job says that does not decide its result: where the model is now, and how long a prompt may be."""
+    """What a job says of where the model is now, and how long a prompt may be."""
     return {
         "model_name": model.name,
         "model_path": str(model.path),
@@ -41,6 +47,8 @@ def take_up(folder: Path, now: Mapping[str, Any]) -> bool:
     except UNREADABLE:
         shutil.rmtree(folder, ignore_errors=True)  # a checkpoint of who knows what data
         return False
+    if not (folder / CHECKPOINT).exists():
+        (folder / BESIDE).unlink(missing_ok=True)  # it begins anew, beside what is there by then
     told = replace(job, **now)
     if told != job:
         told.save(folder)

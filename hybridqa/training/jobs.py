@@ -22,7 +22,7 @@ from hybridqa.modules.registry import module_id_for
 from hybridqa.training.curricula import CurriculumCache
 from hybridqa.training.endpoint import EndpointGenerator
 from hybridqa.training.generator import Complete, EngineGenerator, Generator
-from hybridqa.training.job_folder import UNREADABLE, circumstances, take_up
+from hybridqa.training.job_folder import UNREADABLE, circumstances, made_with, take_up
 from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.sampled import with_sampled
@@ -85,7 +85,8 @@ class JobWriter:
 
     def folder(self, module_id: str, content_hash: str, recipe: Recipe) -> Path:
         """Where the job of a document version and a recipe is, or would be."""
-        return self._work_dir / job_name(module_id, content_hash, self._model.hash, asdict(recipe))
+        made = made_with(self._model, self._settings)
+        return self._work_dir / job_name(module_id, content_hash, self._model.hash, asdict(recipe), made)
 
     def write_jobs(
         self,

@@ -20,7 +20,9 @@ from hybridqa.types import Passage
 
 JOB_FORMAT = 4  # 2: curricula with a reserve and sampled answers; 3: with contexts; 4: half the answers are sentences
 CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
+BESIDE = "beside.json"  # in it, once it has begun: the other modules that it trains beside
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens
+LONGEST_PIECE = 2 * CHUNK_TOKENS  # of one passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +63,26 @@ class Job:
         return cls(**data, curriculum=curriculum, companions=companions, off_topic=off_topic)
 
 
-def job_name(module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any]) -> str:
-    """The folder of the job that these decide."""
-    text = json.dumps([JOB_FORMAT, module_id, content_hash, model_hash, recipe], sort_keys=True)
+def job_name(
+    module_id: str, content_hash: str, model_hash: str, recipe: dict[str, Any], made_with: Sequence[Any]
+) -> str:
+    """The folder of the job that these decide; `made_with` are the settings that its synthetic data hangs on."""
+    text = json.dumps([JOB_FORMAT, module_id, content_hash, model_hash, recipe, list(made_with)], sort_keys=True)
     return f"job-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def chunks(passages: Sequence[Passage], count: Callable[[str], int]) -> list[str]:
     """Neighbouring passages joined up to `CHUNK_TOKENS`, with their headings: what the teacher reads at once.
 
-    `count` gives a text's length in the base model's tokens: words say little about texts that write none apart.
+    `count` gives a text's length in the base model's tokens: words say little about texts that write none apart. Where
+    it has many more tokens than the embedder, such as for a script that the latter does not know, a passage is taken
+    in pieces of at most `LONGEST_PIECE`.
     """
     joined: list[str] = []
     current: list[str] = []
     tokens = 0
-    for passage in passages:
-        text = f"{passage.heading}\n\n{passage.text}" if passage.heading else passage.text
+    for heading, piece in ((each.heading, piece) for each in passages for piece in pieces(each.text, count)):
+        text = f"{heading}\n\n{piece}" if heading else piece
         size = count(text)
         if current and tokens + size > CHUNK_TOKENS:
             joined.append("\n\n".join(current))
@@ -86,3 +92,22 @@ def chunks(passages: Sequence[Passage], count: Callable[[str], int]) -> list[str
     if current:
         joined.append("\n\n".join(current))
     return joined
+
+
+def pieces(text: str, count: Callable[[str], int]) -> list[str]:
+    """The text itself, or where it is too long its halves, and theirs: parted at a line, a sentence, a word if any."""
+    if count(text) <= LONGEST_PIECE or len(text) < 2:
+        return [text]
+    middle = len(text) // 2
+    for parting in ("\n", ". ", " "):
+        after = text.find(parting, middle // 2, middle + middle // 2)
+        while 0 <= after < middle:  # the last one before the middle may be nearer than the first behind it
+            further = text.find(parting, after + 1, middle + middle // 2)
+            if further < 0 or further - middle > middle - after:
+                break
+            after = further
+        if after >= 0:
+            middle = after + len(parting)
+            break
+    halves = (text[:middle].strip(), text[middle:].strip())
+    return [piece for half in halves if half for piece in pieces(half, count)]

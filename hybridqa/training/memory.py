@@ -14,6 +14,17 @@ def forget_peak() -> None:
     """Has `peak_memory` speak of what is held from now on, where the system can (Linux); else it goes on as before."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gpu_memory() -> float | None:
+    """The most that tensors took of the GPU's memory since `forget_peak`, in MB; None where there is none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(float(torch.cuda.max_memory_allocated()) / 1e6, 1)
 
 
 def peak_memory() -> float | None:

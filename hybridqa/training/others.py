@@ -15,7 +15,7 @@ from typing import Any
 from hybridqa.catalog import Catalog
 from hybridqa.training.facts import find_facts
 from hybridqa.training.job_folder import RESULT
-from hybridqa.training.lesson import CHECKPOINT, Job
+from hybridqa.training.lesson import BESIDE, CHECKPOINT, Job
 from hybridqa.training.pairs import held_out_pairs
 from hybridqa.training.recipe import Recipe
 from hybridqa.types import ModuleKind
@@ -69,24 +69,32 @@ def questions_about_others(
 
 
 def tell_others(catalog: Catalog, folders: Sequence[Path], event: Mapping[str, Any]) -> None:
-    """When a job of `folders` is done, has the one after the next hear of the modules that are in service now.
+    """When a job of `folders` is done, has those that may begin next hear of the modules that are in service now.
 
-    The next one is under way by then; and one that has a checkpoint goes on with the others that it began with.
+    These are the ones behind its batch, where several train together; those that have begun stay with what they have.
     """
     if event["stage"] != "done":
         return
-    place = [folder.name for folder in folders].index(event["job"]) + 2
-    if place < len(folders):
-        job = Job.load(folders[place])
-        tell_job(
-            folders[place],
-            companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe)),
-        )
+    for folder in next_jobs(folders, event):
+        if not begun(folder):
+            job = Job.load(folder)
+            tell_job(folder, companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe)))
+
+
+def next_jobs(folders: Sequence[Path], event: Mapping[str, Any]) -> list[Path]:
+    """Of jobs that are done in order, those that may begin in the next batch when the one that the event names ends."""
+    first = [folder.name for folder in folders].index(event["job"]) + 1
+    return list(folders[first : first + 2 * int(event.get("together", 1))])
+
+
+def begun(folder: Path) -> bool:
+    """Whether a job has been begun, and with it the choice of what it trains beside."""
+    return any((folder / name).exists() for name in (BESIDE, CHECKPOINT, RESULT))
 
 
 def tell_job(folder: Path, companions: tuple[str, ...]) -> None:
     """Gives a job these companions, unless it has begun with others, or ended."""
-    if (folder / CHECKPOINT).exists() or (folder / RESULT).exists():
+    if begun(folder):
         return
     job = Job.load(folder)
     if companions != job.companions:

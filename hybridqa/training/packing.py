@@ -40,12 +40,12 @@ class Pack:
     keys: tuple[int, ...]  # each example's key, in order
     examples: tuple[Example, ...]
 
-    @property
-    def allowed_T_T(self) -> Tensor:
-        """bool: row may look at column. Made when asked for: it would be most of what a pack holds."""
-        causal_T_T = torch.ones(len(self), len(self), dtype=torch.bool).tril()
-        same_T_T = self.owners_T[:, None] == self.owners_T[None, :]
-        return causal_T_T & (same_T_T | (self.owners_T[None, :] == -1))
+    def allowed(self, device: torch.device | None = None) -> Tensor:
+        """bool (T, T), made where it is needed: row may look at column. It would be most of what a pack holds."""
+        owners_T = self.owners_T.to(device)
+        causal_T_T = torch.ones(len(self), len(self), dtype=torch.bool, device=device).tril()
+        same_T_T = owners_T[:, None] == owners_T[None, :]
+        return causal_T_T & (same_T_T | (owners_T[None, :] == -1))
 
     def alone(self) -> list[Pack]:
         """The same examples, each in a row of its own; together they have the same targets in the same order."""
@@ -77,13 +77,11 @@ class Joint(Pack):
             tuple(len(part) for part in packs),
         )
 
-    @property
-    def allowed_T_T(self) -> Tensor:
-        """bool: row may look at column, which is of its own pack."""
-        pack_T = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+    def allowed(self, device: torch.device | None = None) -> Tensor:
+        """bool (T, T), made where it is needed: row may look at column, which is of its own pack."""
+        pack_T = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes)).to(device)
         # Without `super()`: a dataclass with slots is another class than the one its methods were written in.
-        allowed_T_T: Tensor = Pack.allowed_T_T.fget(self)  # type: ignore[attr-defined]
-        return allowed_T_T & (pack_T[:, None] == pack_T[None, :])
+        return Pack.allowed(self, device) & (pack_T[:, None] == pack_T[None, :])
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

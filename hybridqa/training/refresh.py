@@ -22,6 +22,7 @@ from hybridqa.config import Settings
 from hybridqa.errors import HybridQAError, StorageFullError, StoreError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
 from hybridqa.training.job_folder import RESULT, result_manifest
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
@@ -158,8 +159,8 @@ class Refresher:
         for folder in (self._work_dir / name for name in todo):
             if (folder / RESULT).is_file():
                 yield folder.name, {"stage": "done"}
-            elif not Job.load(folder).curriculum.pairs:  # the folder stays: the next refresh knows at once
-                yield folder.name, {"stage": "empty"}
+            elif reason := _nothing_to_learn(Job.load(folder)):  # the folder stays: the next refresh knows at once
+                yield folder.name, {"stage": "empty", "reason": reason}
             else:
                 open_jobs.append(folder)
         for event in train(open_jobs, together=self._settings.train_together) if open_jobs else ():
@@ -175,9 +176,8 @@ class Refresher:
         if event["stage"] == "failed":
             return self._failed(document, event["reason"], tell)
         if event["stage"] == "empty":
-            reason = "the document holds nothing to learn: no fact to ask for and no summary that the critic let pass"
-            tell(RefreshEvent(collection, doc_id, "skip", message=reason))
-            return RefreshOutcome(collection, doc_id, None, "rejected", reason)
+            tell(RefreshEvent(collection, doc_id, "skip", message=event["reason"]))
+            return RefreshOutcome(collection, doc_id, None, "rejected", event["reason"])
         if not self._is_current(collection, doc_id, document.content_hash):
             shutil.rmtree(folder, ignore_errors=True)
             return RefreshOutcome(collection, doc_id, None, "changed", "the document changed meanwhile; refresh again")
@@ -213,3 +213,15 @@ class Refresher:
         state = "published" if result["passed"] else "rejected"
         tell(RefreshEvent(collection, doc_id, "publish", 1, 1, f"{state}: {result['reason']}"))
         return RefreshOutcome(collection, doc_id, module.name, state, result["reason"], seconds, dict(manifest.metrics))
+
+
+def _nothing_to_learn(job: Job) -> str:
+    """Why no module could be made of this document that passes its gate; nothing where one might."""
+    if not job.curriculum.pairs:
+        return "the document holds nothing to learn: no fact to ask for and no summary that the critic let pass"
+    if (questions := len(job.curriculum.held_out)) < LIMITS.questions:
+        return (
+            f"the document holds too little to test a module with: {questions} held-out questions, expected at least "
+            f"{LIMITS.questions}"
+        )
+    return ""

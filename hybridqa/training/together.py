@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridqa.errors import TrainingError
 from hybridqa.training.fitting import Fit, Part, learn
 from hybridqa.training.lora import Companion, LoraMaps
 from hybridqa.training.packing import Joint, Pack, probe, same_result
@@ -86,7 +85,7 @@ class Together:
     def fit(self, runs: dict[int, Fit]) -> dict[int, Exception]:
         """Takes all steps of these adapters' trainings; what ended some of them early, by their places.
 
-        Raises `torch.OutOfMemoryError`; steps that were kept in checkpoints are not lost.
+        Raises what the step of all of them raises; steps that were kept in checkpoints are not lost.
         """
         failed: dict[int, Exception] = {}
         live = [place for place, run in runs.items() if not run.done]
@@ -98,7 +97,7 @@ class Together:
             losses = self._learn(parts)
             for place in parts:
                 with self._apart(place, failed):
-                    runs[place].take(losses[place])
+                    runs[place].take(losses[place], together=len(parts))
             live = [place for place in live if place not in failed and not runs[place].done]
         return failed
 
@@ -110,7 +109,7 @@ class Together:
             yield
         except torch.OutOfMemoryError:
             raise
-        except (TrainingError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  # one job's own failure: the others may succeed
             failed[place] = error
 
     def _learn(self, parts: dict[int, list[Part]]) -> dict[int, float]:

@@ -28,7 +28,7 @@ from hybridqa.training.targets import KeptTargets, Teachers
 
 
 class Trainer:
-    """Holds one base model and trains adapters on it, one at a time."""
+    """Holds one base model and trains adapters on it: one, or several by way of `Together`."""
 
     def __init__(self, model_path: Path, *, device: str | None = None, dtype: str = "float32") -> None:
         """`dtype` is what the base model computes in: "float32", "bfloat16", or "auto" for what is faster here.
@@ -168,7 +168,7 @@ class Trainer:
         layout = None
         if len(row.examples) > 1:  # one alone needs neither, and some families take neither
             options["position_ids"] = row.positions_T[None].to(self.device)
-            options["attention_mask"] = additive_mask(row.allowed_T_T.to(self.device), self.base.dtype)
+            options["attention_mask"] = additive_mask(row.allowed(self.device), self.base.dtype)
             layout = Layout.of(row, self.device) if self._apart and not isinstance(row, Joint) else None
         with segmented(layout):
             return self.base(input_ids=row.token_ids_T[None].to(self.device), use_cache=False, **options)

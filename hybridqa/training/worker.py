@@ -1,17 +1,17 @@
 """The trainer's process: takes job folders, leaves an adapter and a result in each, says on stdout how far it is.
 
 Run as `python -m hybridqa.training.worker [--together N] FOLDER…`; prints one JSON object a line. Knows nothing about
-catalogs or registries. Invariant: what ends one job, or a kill, leaves the others as they were.
+catalogs or registries. Invariant: what ends one job, or a kill, leaves the others as they were, and each job ends once.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +43,7 @@ class Worker:
         self._together = together
         self._trainer: Trainer | None = None
         self._prompts: PromptBuilder | None = None
+        self._ended: set[Path] = set()
         self.failed = 0
 
     def run(self, folders: Sequence[Path]) -> None:
@@ -69,6 +70,7 @@ class Worker:
             if not alone and isinstance(error, torch.OutOfMemoryError):
                 raise
             self.failed += 1
+            self._ended.add(folder)
             say(job=folder.name, stage="failed", step=0, total=0, reason=f"{type(error).__name__}: {error}")
 
     def _open(self, job: Job) -> None:
@@ -98,13 +100,22 @@ class Worker:
         return found
 
     def _work(self, folders: Sequence[Path], recipe: Recipe) -> None:
+        """Trains the jobs together; what they cannot do so, such as for want of memory, each does alone."""
         try:
             self._train(folders, recipe)
-        except torch.OutOfMemoryError:
+            return
+        except Exception as error:
             if len(folders) == 1:
                 raise
-            for folder in folders:  # each goes on from its checkpoint
-                with self._apart(folder):
+            why = f"{type(error).__name__}: {error}"
+        # Only here is the error gone, and with it what the steps held of the GPU's memory.
+        print(f"{len(folders)} jobs cannot train together, each goes on alone: {why}", file=sys.stderr, flush=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for folder in folders:
+            if folder not in self._ended:
+                with self._apart(folder):  # it goes on from its checkpoint
                     self._train([folder], recipe)
 
     def _train(self, folders: Sequence[Path], recipe: Recipe) -> None:
@@ -119,15 +130,14 @@ class Worker:
                     adapters.use(place)
                     with self._apart(folder, alone=alone):
                         begun[place] = Assignment(folder, self._trainer, self._prompts, say, share=1 / len(folders))
-                started = time.perf_counter()
                 failures = adapters.fit({place: work.fit for place, work in begun.items()})
-                seconds = (time.perf_counter() - started) / max(1, len(begun))
                 for place, work in begun.items():
                     adapters.use(place)
                     with self._apart(work.folder, alone=alone):
                         if place in failures:
                             raise failures[place]
-                        work.finish(seconds, len(begun))
+                        work.finish(len(begun))
+                        self._ended.add(work.folder)
             finally:
                 for work in begun.values():
                     work.close()

@@ -114,7 +114,7 @@ def test_what_cannot_be_done_is_refused(options: GridOptions, change: dict[str, 
 
 def test_a_plan_chooses_by_seed_and_makes_room_for_its_stacks(options: GridOptions) -> None:
     plan = make_plan(replace(options, documents=2, questions_per_document=3, seed=1), Settings())
-    assert len(plan.doc_ids) == 2 and len(plan.questions) == 6 and len(plan.documents) == 3 and plan.left_out == 1
+    assert len(plan.doc_ids) == 2 and len(plan.questions) == 6 and len(plan.documents) == 3 and plan.unanswerable == 1
     assert plan == make_plan(replace(options, documents=2, questions_per_document=3, seed=1), Settings())
     assert plan.settings["max_lora_rank"] == 64 and plan.seed == plan.settings["seed"] == 1
     assert plan.trained == ("dcd",)

@@ -33,6 +33,17 @@ def test_good_lines_come_through(tmp_path: Path) -> None:
         EvalQuestion("none", "Why?", (), (), unanswerable=True),
     ]
     assert [cluster_of(question) for question in questions] == ["a", ""]
+    homeless = [{**QUESTION, "doc_ids": []}, {**nothing, "doc_ids": ["lost"]}]  # neither is asked about a document
+    assert [question.doc_ids for question in read_questions(write(tmp_path / "h", homeless), documents)] == [
+        (),
+        ("lost",),
+    ]
+
+
+def test_documents_of_an_answered_question_have_to_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "questions.jsonl", [{"qid": "q", "question": "Who?", "answers": ["Ann"]}])
+    with pytest.raises(InputError, match="'doc_ids' is missing"):
+        read_questions(path, [EvalDocument("a", "", "Ann.")])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +54,8 @@ def test_good_lines_come_through(tmp_path: Path) -> None:
         ({"answers": []}, "answers", "one or more texts"),
         ({"answers": "Ann"}, "answers", "a list"),
         ({"answers": ["Ann", ""]}, "answers", "none of them empty"),
-        ({"doc_ids": None}, "doc_ids", "one or more texts"),
+        ({"doc_ids": None}, "doc_ids", "a list of texts"),
+        ({"doc_ids": [""]}, "doc_ids", "none of them empty"),
         ({"doc_ids": ["lost"]}, "doc_ids", "'lost' is none of them"),
         ({"unanswerable": "no"}, "unanswerable", "true or false"),
         ({"qid": "first"}, "qid", "no line before it has"),

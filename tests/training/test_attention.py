@@ -47,7 +47,7 @@ def test_it_gives_what_attention_under_the_mask_gives(
 
     query, key, value = theirs
     key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
-    mask = additive_mask(row.allowed_T_T, torch.float32)
+    mask = additive_mask(row.allowed(), torch.float32)
     plain = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3).transpose(1, 2)
     (plain * outer).sum().backward()
 
@@ -78,7 +78,7 @@ def test_a_trainer_uses_it_and_a_model_with_more_than_causal_attention_does_not(
     monkeypatch.setattr(attention, "_plain", spy)
     tensors = [torch.randn(1, 2, len(row), 8) for _ in range(3)]
     module = torch.nn.Identity()
-    mask = additive_mask(row.allowed_T_T, torch.float32)
+    mask = additive_mask(row.allowed(), torch.float32)
     with segmented(Layout.of(row, CPU)):
         packed_attention(module, *tensors, mask)
         assert not asked

@@ -17,7 +17,7 @@ from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
-from hybridqa.training.beside import load_beside
+from hybridqa.training.beside import begin_beside, load_beside
 from hybridqa.training.lesson import CHECKPOINT, Job
 from hybridqa.training.others import JUDGES, others_of, tell_others
 from hybridqa.training.pairs import Pair
@@ -129,6 +129,7 @@ def test_later_jobs_hear_of_modules_published_meanwhile_and_begun_ones_go_on_as_
         store.add(f"document {place}")
         store.job(folder, f"document {place}")
     published = str(store.publish("document 0"))
+    assert begin_beside(folders[1], Job.load(folders[1])) == ()  # it is under way while the first is published
     tell_others(store.catalog, folders, {"stage": "train", "job": "job-0"})
     assert Job.load(folders[2]).companions == ()
     tell_others(store.catalog, folders, {"stage": "done", "job": "job-0"})
@@ -140,6 +141,32 @@ def test_later_jobs_hear_of_modules_published_meanwhile_and_begun_ones_go_on_as_
     told = replace(Job.load(folders[2]), off_topic=(("Who?", "Ann"),))
     told.save(folders[2])
     assert Job.load(folders[2]) == told
+
+
+def test_jobs_of_the_next_batch_hear_of_every_module_of_this_one(store: Store) -> None:
+    folders = [store.folder / f"job-{place}" for place in range(6)]
+    for place, folder in enumerate(folders):
+        store.add(f"document {place}")
+        store.job(folder, f"document {place}")
+    published = []
+    for place in range(2):
+        begin_beside(folders[place], Job.load(folders[place]))
+    for place in range(2):
+        published.append(str(store.publish(f"document {place}")))
+        tell_others(store.catalog, folders, {"stage": "done", "job": f"job-{place}", "together": 2})
+    assert [set(Job.load(folder).companions) for folder in folders[:4]] == [set(), set(), *[set(published)] * 2]
+
+
+def test_a_job_taken_up_again_has_the_modules_that_it_began_with(store: Store) -> None:
+    folder = store.folder / "job"
+    store.add("lake")
+    store.job(folder, "lake")
+    replace(Job.load(folder), companions=("one",)).save(folder)
+    assert begin_beside(folder, Job.load(folder)) == ("one",)
+    (folder / CHECKPOINT).write_bytes(b"")
+    assert begin_beside(folder, replace(Job.load(folder), companions=("another",))) == ("one",)
+    (folder / CHECKPOINT).unlink()  # killed before it came so far: it begins anew, beside what is there by then
+    assert begin_beside(folder, replace(Job.load(folder), companions=("another",))) == ("another",)
 
 
 def test_what_cannot_stand_beside_is_left_out_with_a_note(store: Store) -> None:

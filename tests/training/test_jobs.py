@@ -15,7 +15,7 @@ from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.training import jobs
 from hybridqa.training.jobs import JobDocument, JobWriter
-from hybridqa.training.lesson import JOB_FORMAT, Job
+from hybridqa.training.lesson import JOB_FORMAT, LONGEST_PIECE, Job, chunks
 from hybridqa.training.recipe import Recipe
 from hybridqa.types import Passage
 
@@ -139,3 +139,34 @@ def test_a_job_of_an_older_format_is_written_anew(bench: Bench) -> None:
         Job.load(folder)
     assert bench.writer.write_jobs([document("one")], [Recipe()]) == [folder]
     assert Job.load(folder) == job
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The lamp of Tarn was lit in 1931. " * 60,
+        "".join(chr(0x1780 + number * 7 % 40) for number in range(3000)),  # Khmer, which writes no spaces
+        "word " * 10 + "x" * 2000,
+        "one line\n" * 200,
+    ],
+)
+def test_a_passage_of_very_many_tokens_is_taken_in_pieces(text: str) -> None:
+    passage = Passage(1, "d", "default", 0, 0, len(text), text, "Lamps")
+    made = chunks([passage], len)
+    assert len(made) > 1 and all(chunk.startswith("Lamps\n\n") for chunk in made)
+    assert all(len(chunk) <= LONGEST_PIECE + len("Lamps\n\n") for chunk in made)
+    assert "".join("".join(made).replace("Lamps\n\n", "").split()) == "".join(text.split())
+    assert chunks([replace(passage, text="A lamp.")], len) == ["Lamps\n\nA lamp."]
+
+
+def test_what_the_data_hangs_on_makes_another_job(tmp_path: Path, tiny_model: ModelFolder) -> None:
+    names = {
+        Bench(tmp_path, tiny_model, **settings).writer.folder("m", "h", Recipe()).name
+        for settings in (
+            {},
+            {"engine": "reference"},
+            {"generator_url": "http://localhost:1/v1", "generator_model": "large"},
+            {"generator_url": "http://localhost:1/v1", "generator_model": "larger"},
+        )
+    }
+    assert len(names) == 4

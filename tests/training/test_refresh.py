@@ -17,6 +17,7 @@ from hybridqa.config import Settings
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
+from hybridqa.training.job_folder import made_with
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.recipe import recipe_for
 from hybridqa.training.refresh import Refresher
@@ -50,7 +51,8 @@ class Store:
 
     def job_folder(self, doc_id: str) -> Path:
         recipe = asdict(recipe_for(self.settings))
-        name = job_name(module_id_for("default", doc_id), f"hash of {doc_id}", self.model.hash, recipe)
+        made = made_with(self.model, self.settings)
+        name = job_name(module_id_for("default", doc_id), f"hash of {doc_id}", self.model.hash, recipe, made)
         return self.settings.module_dir / "work" / name
 
 

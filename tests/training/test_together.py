@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybridqa.errors import TrainingError
 from hybridqa.models import ModelFolder
+from hybridqa.training.assignment import Assignment
 from hybridqa.training.fitting import Fit, learn
 from hybridqa.training.lesson import CHECKPOINT, Job
 from hybridqa.training.objectives import TeacherTargets
@@ -137,11 +138,11 @@ def test_a_joint_row_keeps_its_packs_apart() -> None:
     packs = [pack(examples(3, seed=seed)) for seed in range(3)]
     row = Joint.of(packs)
     assert len(row) == sum(map(len, packs)) and row.sizes == tuple(map(len, packs))
-    assert torch.equal(row.allowed_T_T, torch.block_diag(*(part.allowed_T_T.float() for part in packs)).bool())
+    assert torch.equal(row.allowed(), torch.block_diag(*(part.allowed().float() for part in packs)).bool())
     assert torch.equal(row.token_ids_T[: len(packs[0])], packs[0].token_ids_T)
     start = len(packs[0])
     assert torch.equal(row.predicts_N[sum(packs[0].lengths) :][: sum(packs[1].lengths)], packs[1].predicts_N + start)
-    assert additive_mask(row.allowed_T_T, torch.float32).shape == (1, 1, len(row), len(row))
+    assert additive_mask(row.allowed(), torch.float32).shape == (1, 1, len(row), len(row))
 
 
 def job(tiny_model: ModelFolder, name: str) -> Job:
@@ -162,6 +163,47 @@ def job(tiny_model: ModelFolder, name: str) -> Job:
         recipe=asdict(Recipe(rank=2, steps=6, checkpoint_steps=4, dtype="float32")),
         curriculum=Curriculum(f"The {name}", ("Shelf 0 holds nothing.", f"Shelf 1: {name}."), pairs, pairs[:2], {}),
     )
+
+
+@pytest.mark.parametrize("stage", ["step", "gate"])
+def test_what_several_cannot_do_together_each_does_alone_and_ends_once(
+    tiny_model: ModelFolder,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    names = ("kettle", "lamp", "clock")
+    for name in names:
+        job(tiny_model, name).save(tmp_path / name)
+    finish = Assignment.finish
+
+    def crowded(self: Together, parts: object) -> None:
+        raise RuntimeError("no kernel for so long a row")
+
+    def full(self: Assignment, together: int = 1) -> None:
+        if together > 1 and self.folder.name == "lamp":
+            raise torch.OutOfMemoryError("out of memory")
+        finish(self, together)
+
+    if stage == "step":
+        monkeypatch.setattr(Together, "_learn_at_once", crowded)
+    else:
+        monkeypatch.setattr(Assignment, "finish", full)
+    expected = [("kettle", "done"), ("lamp", "done"), ("clock", "done")]
+    code = main(["--together", "3", *(str(tmp_path / name) for name in names)])
+    said = capfd.readouterr()
+    events = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]
+    ends = [(event["job"], event["stage"]) for event in events if event["stage"] in ("done", "failed")]
+    if stage == "step":  # not even one alone can do that
+        assert ends == [(name, "failed") for name, _ in expected] and code == 1
+    else:
+        assert ends == expected and code == 0
+        together = [
+            json.loads((tmp_path / name / "result.json").read_text())["metrics"]["train"]["together"] for name in names
+        ]
+        assert together == [3, 1, 1]
+    assert "each goes on alone" in said.err
 
 
 def test_the_worker_trains_jobs_of_one_recipe_together(
