@@ -413,8 +413,8 @@ print("refreshed", flush=True)
 @pytest.mark.parametrize(
     "stage",
     [
-        "train",
         "publish",
+        pytest.param("train", marks=pytest.mark.slow),
         pytest.param("added", marks=pytest.mark.slow),
         pytest.param("synthesise", marks=pytest.mark.slow),
         pytest.param("gate", marks=pytest.mark.slow),

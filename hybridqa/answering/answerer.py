@@ -25,6 +25,7 @@ from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
+from hybridqa.routing.shares import weighed
 from hybridqa.types import Answer, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Answerer:
                 route = replace(route, reason=f"{route.reason}; module {choice.module.name!r} left out: {error}")
             else:
                 kept.append(choice)
-        return replace(route, modules=tuple(kept))
+        return route if len(kept) == len(route.modules) else replace(route, modules=weighed(kept))
 
     def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
         """Everything that the route plugs in as one adapter."""

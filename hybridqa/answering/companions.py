@@ -50,9 +50,12 @@ class Companions:
 
     def join(self, route: Route) -> Route:
         """The route with these beside its modules, with the weights that the extractor was trained with."""
+        modules = route.modules
+        if self.module_weights:  # none of one that was trained without modules
+            modules = weighed(modules, self.module_weights)
         return replace(
             route,
-            modules=weighed(route.modules, self.module_weights or 1.0),  # none of one that was trained without modules
+            modules=modules,
             plugins=self.plugins,
             extractor=self.extractor,
             reason="; ".join((route.reason, *self.notes)),

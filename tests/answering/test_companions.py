@@ -194,6 +194,29 @@ def test_a_hurt_extractor_is_left_out_and_modules_weigh_as_without_it(open_store
     assert said(answer) == ([], ["shots"], None) and answer.passages
 
 
+def test_what_is_left_of_a_stack_counts_whole(
+    open_store: Open, tmp_path: Path, tiny_model: ModelFolder, make_adapter: Make
+) -> None:
+    qa = open_store(modules=2, module_threshold=0.0, passage_threshold=0.0, extractor=False)
+    qa.add_text("jug", "Maren Holt designed the Lumen jug, too.")
+    jug = Manifest(
+        module_id=qa.module_id("jug"),
+        collection="default",
+        documents={"jug": qa.catalog.get_document("default", "jug").content_hash},
+        base_model="tiny",
+        base_model_hash=qa.model.hash,
+        rank=4,
+        alpha=16,
+        targets=["q_proj"],
+    )
+    qa.registry.publish(make_adapter(tmp_path / "jug", tiny_model, rank=4, seed=7), jug, True)
+    weights = [choice.weight for choice in qa.ask(QUESTION).modules]
+    assert len(weights) == 2 and all(isinstance(weight, float) and weight < 1.0 for weight in weights)
+    hurt(find(qa, qa.module_id("kettle")))
+    (left,) = qa.ask(QUESTION).modules
+    assert list(left.module.documents) == ["jug"] and left.weight == 1.0
+
+
 def test_what_the_engine_refuses_is_left_out_whole(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     qa = open_store()
     qa.warm_up()

@@ -40,6 +40,7 @@ def _save(folder: Path, family: str) -> Path:
         )
     elif family == "granitemoehybrid":  # every other layer has a state that runs along the row
         state = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"] * 2}
+        state["mamba_chunk_size"] = 16  # rows are filled up to it
         model = AutoModelForCausalLM.from_config(
             GraniteMoeHybridConfig(
                 num_hidden_layers=4, num_local_experts=0, shared_intermediate_size=48, **state, **sizes, **common

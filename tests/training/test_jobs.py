@@ -151,7 +151,7 @@ def test_a_job_of_an_older_format_is_written_anew(bench: Bench) -> None:
     ],
 )
 def test_a_passage_of_very_many_tokens_is_taken_in_pieces(text: str) -> None:
-    passage = Passage(1, "d", "default", 0, 0, len(text), text, "Lamps")
+    passage = Passage(1, "d", "default", 0, 0, len(text), text, "Tarn", heading="Lamps")
     made = chunks([passage], len)
     assert len(made) > 1 and all(chunk.startswith("Lamps\n\n") for chunk in made)
     assert all(len(chunk) <= LONGEST_PIECE + len("Lamps\n\n") for chunk in made)
