@@ -23,7 +23,7 @@ from hybridqa.pipeline import HybridQA
 from hybridqa.training.job_folder import RESULT, result_manifest
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job, chunks
-from hybridqa.training.others import begun, next_jobs, questions_about_others, some_of, tell_job
+from hybridqa.training.others import next_jobs, questions_about_others, some_of, tell_job
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import DEFAULT_COLLECTION
@@ -106,16 +106,16 @@ class GridModules:
 
     def _tell_of_others(self, jobs: dict[tuple[str, str], Path], doc_id: str, objective: str) -> None:
         """Has a job hear of the modules that the documents before its own have by now."""
-        folder = jobs[doc_id, objective]
-        if begun(folder):
-            return
-        before = list(dict.fromkeys(name for name, _ in jobs))
-        before = before[: max(0, before.index(doc_id) + 1 - BEHIND)]
-        ready = [jobs[name, objective] for name in before if (jobs[name, objective] / RESULT).is_file()]
-        for other in ready:
-            self._write_manifest(other)
-        recipe = Recipe(**Job.load(folder).recipe)
-        tell_job(folder, some_of([str((other / "adapter").absolute()) for other in ready], doc_id, recipe))
+
+        def choose(job: Job) -> tuple[str, ...]:
+            before = list(dict.fromkeys(name for name, _ in jobs))
+            before = before[: max(0, before.index(doc_id) + 1 - BEHIND)]
+            ready = [jobs[name, objective] for name in before if (jobs[name, objective] / RESULT).is_file()]
+            for other in ready:
+                self._write_manifest(other)
+            return some_of([str((other / "adapter").absolute()) for other in ready], doc_id, Recipe(**job.recipe))
+
+        tell_job(jobs[doc_id, objective], choose)
 
     def _write_manifest(self, folder: Path) -> None:
         """What a published module has; other modules are trained beside nothing without one."""

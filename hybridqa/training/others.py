@@ -7,7 +7,7 @@ seed give the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ def tell_others(catalog: Catalog, folders: Sequence[Path], event: Mapping[str, A
     if event["stage"] != "done":
         return
     for folder in next_jobs(folders, event):
-        if not begun(folder):
-            job = Job.load(folder)
-            tell_job(folder, companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe)))
+        tell_job(
+            folder,
+            lambda job: companions_of(catalog, job.collection, job.doc_id, job.model_hash, Recipe(**job.recipe)),
+        )
 
 
 def next_jobs(folders: Sequence[Path], event: Mapping[str, Any]) -> list[Path]:
@@ -87,15 +88,11 @@ def next_jobs(folders: Sequence[Path], event: Mapping[str, Any]) -> list[Path]:
     return list(folders[first : first + 2 * int(event.get("together", 1))])
 
 
-def begun(folder: Path) -> bool:
-    """Whether a job has been begun, and with it the choice of what it trains beside."""
-    return any((folder / name).exists() for name in (BESIDE, CHECKPOINT, RESULT))
-
-
-def tell_job(folder: Path, companions: tuple[str, ...]) -> None:
-    """Gives a job these companions, unless it has begun with others, or ended."""
-    if begun(folder):
+def tell_job(folder: Path, choose: Callable[[Job], tuple[str, ...]]) -> None:
+    """Gives a job the companions that are chosen for it, unless it has begun with others, or ended."""
+    if any((folder / name).exists() for name in (BESIDE, CHECKPOINT, RESULT)):
         return
     job = Job.load(folder)
+    companions = choose(job)
     if companions != job.companions:
         replace(job, companions=companions).save(folder)
