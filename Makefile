@@ -1,6 +1,7 @@
 # make demo · make test          everything else is for people who work on hybridqa
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTHON := .venv/bin/python
+WORKERS ?= 2
 DOCUMENT ?= examples/corpus/lumen-kettle.md
 
 .PHONY: help install demo test test-slow bench-distillation lint format clean distclean
@@ -15,10 +16,10 @@ demo: install ## add the example documents, distill their modules, and compare t
 	@$(PYTHON) -m hybridqa.models
 	@$(PYTHON) examples/demo.py
 
-test: ## install what the tests need, then format check, lint, types and the tests that take seconds
+test: ## install what the tests need, then format check, lint, types and the tests that take seconds; WORKERS=N
 	@./install.sh dev
 	@$(MAKE) --no-print-directory lint
-	$(PYTHON) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: ## the tests that take minutes
 	@./install.sh dev

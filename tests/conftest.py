@@ -34,6 +34,12 @@ prepare_environment()  # before anything imports torch
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MakeAdapter = Callable[..., Path]
 NOBODY = 65534  # the user of no files: on Linux and elsewhere
+LONGEST = ("test_pipeline.py", "test_distill.py", "test_grid.py", "test_vllm.py")  # files that take minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
