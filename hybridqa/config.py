@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     max_lora_rank: int = 64  # the ranks of one stack sum to at most this
     max_stacks: int = Field(4, ge=1)  # different stacks in one batch
     kv_cache_mb: int | None = Field(None, ge=16)  # None: 512 on a CPU, 4096 on a GPU
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     passage_tokens: int = Field(200, ge=16)  # in the embedder's tokens
     max_document_mb: float = Field(20.0, gt=0)

@@ -46,8 +46,8 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def unusable_folder_named() -> Iterator[None]:
-    """Turns other refusals of the file system inside the block into `StoreError` naming the path."""
+def unusable_folder_named(other: str = "another store with --store") -> Iterator[None]:
+    """Turns other refusals of the file system inside the block into `StoreError` naming the path, and what to name."""
     try:
         yield
     except StoreError:
@@ -57,8 +57,21 @@ def unusable_folder_named() -> Iterator[None]:
             raise storage_full(Path(str(error.filename))) from error
         raise StoreError(
             f"{str(error.filename)!r} cannot be used: {error.strerror}; expected a folder to read and write in. Check "
-            "the path and its permissions, or name another store with --store."
+            f"the path and its permissions, or name {other}."
         ) from error
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this user may make files in the folder, which is there."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def make_folder(path: Path, other: str = "another store with --store") -> None:
+    """Makes a folder to work in, if it is not there. Raises `StoreError` where it cannot be made or written in."""
+    with unusable_folder_named(other):
+        path.mkdir(parents=True, exist_ok=True)
+        if not is_writable(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def fsync_dir(path: Path) -> None:

@@ -92,12 +92,11 @@ class HybridQA(ModulePipeline):
 
     def remove(self, doc_id: str, *, collection: str = DEFAULT_COLLECTION) -> None:
         """Removes a document with its passages, vectors, modules, and every stack that holds them."""
-        from hybridqa.training.curricula import CurriculumCache
+        from hybridqa.training.job_folder import forget_document
 
         removed = self.catalog.remove_document(collection, doc_id)
         self.dense.sync()  # takes the vectors out of the index's file too
-        written = CurriculumCache(self.settings.module_dir / "work")  # holds the document's words
-        written.remove(lambda *owner: owner[:2] == (collection, doc_id))
+        forget_document(self.settings.module_dir / "work", collection, doc_id)
         self._forget_modules(removed, f"the modules of {doc_id!r}")
 
     def compact(self) -> None:

@@ -208,7 +208,7 @@ class ModulePipeline(Parts):
         `docs` and `questions` are JSON lines (see README). The documents go into a store of their own in the folder
         `work` (default: one inside this store), with modules unless `modules` is false, at most `module_documents` of
         them. At most `documents` are used, with `questions_per_document` (0: all) questions each; `steps` is 0 for one
-        pass over the questions.
+        pass over the exercises that are made of these.
         With `publish` it becomes a version in the registry, current when it passed its gate; `output` is a new folder
         for it outside. The same call again takes up what a killed one left.
         Raises `InputError`, `CollectionNotFoundError`, `TrainingError`, and `StoreError` when another is at work.

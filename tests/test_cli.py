@@ -373,6 +373,7 @@ def test_the_vectors_are_made_anew(run: Run, filled: Path, environment: dict[str
         ids, vectors_N_D = catalog.vectors()
         catalog.replace_embeddings([(ids, vectors_N_D[:, ::-1].copy())], "another")
     assert "refresh --embeddings" in one_line_error(run("ask", "Who?"))
+    assert "expected it alone" in one_line_error(run("refresh", "--embeddings", "--force"))
     assert json.loads(run("refresh", "--embeddings", "--json").stdout) == {"passages": 2, "embedder": fingerprint}
     assert run("ask", "Who?").exit_code == 0
 

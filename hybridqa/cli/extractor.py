@@ -33,7 +33,7 @@ def train_extractor(
     questions_per_document: Annotated[
         int, typer.Option("--questions-per-document", min=0, help="Of each document, at most; 0: all.")
     ] = 50,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps; 0: one pass over the questions.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Training steps; 0: once over the exercises.")] = 0,
     no_modules: Annotated[
         bool, typer.Option("--no-modules", help="Train it on passages alone: the fair comparison.")
     ] = False,

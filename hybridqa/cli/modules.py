@@ -15,6 +15,7 @@ from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, open_store
 from hybridqa.cli.module_report import gate_rows, loose_lines, weight_rows
 from hybridqa.cli.progress_lines import ProgressLines
+from hybridqa.errors import ConfigError
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind, ModuleStatus
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def refresh(
     as_json: AsJson = False,
 ) -> None:
     """Distil, gate and publish a module for every new or changed document. Takes minutes a document on a CPU."""
+    if embeddings and (doc_ids or collection is not None or force):
+        raise ConfigError(
+            "--embeddings was given with documents, --collection or --force; expected it alone: it makes all vectors "
+            "anew, and no modules. Leave the others out, or run `hybridqa refresh` twice."
+        )
     with open_store(context) as store, output.progress() as bar:
         if embeddings:
             _reembed(store, bar, as_json)

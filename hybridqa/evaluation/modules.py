@@ -21,7 +21,7 @@ from hybridqa.modules.adapter import WEIGHTS_FILE, LoraAdapter, read_adapter
 from hybridqa.modules.manifest import MANIFEST_FILE, write_manifest
 from hybridqa.pipeline import HybridQA
 from hybridqa.training.job_folder import RESULT, result_manifest
-from hybridqa.training.jobs import JobDocument, JobWriter, job_document
+from hybridqa.training.jobs import AT_A_TIME, JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job, chunks
 from hybridqa.training.others import next_jobs, questions_about_others, some_of, tell_job
 from hybridqa.training.process import train
@@ -29,7 +29,6 @@ from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import DEFAULT_COLLECTION
 
 SECONDS_FILE = "seconds.json"  # in a job: what its synthetic data took
-AT_A_TIME = 8  # documents whose curricula are made together; a kill costs so many
 BEHIND = 2  # a job hears of the documents before it but the last: by then that one's successor is under way
 Tell = Callable[[str, int, int], None]  # what is being done, how far, of how much
 

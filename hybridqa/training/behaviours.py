@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from textwrap import shorten
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.engine.protocol import Completion, Sampling
@@ -186,7 +187,14 @@ class BehaviourWriter:
         for ask in asks:
             passage, form = (-1, SERVING) if ask.source is None else (places[ask.source], SOURCES)
             pair = replace(_BLANK, question=ask.question, kind=form, passage=passage)
-            longest = max(longest, len(self._prompts.encode(conversation(lesson, pair))))
+            size = len(self._prompts.encode(conversation(lesson, pair)))
+            if size > self._window - self._answer_tokens:
+                raise InputError(
+                    f"the question {shorten(ask.question, 60)!r} has {size:,} tokens in its prompt; expected at most "
+                    f"{self._window - self._answer_tokens:,}, which the window of {self._window:,} leaves beside an "
+                    "answer. Shorten it or leave it out, or raise max_model_len."
+                )
+            longest = max(longest, size)
         return self._window - self._answer_tokens - longest
 
     def _size(self, turns: Sequence[Message]) -> int:

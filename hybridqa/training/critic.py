@@ -25,11 +25,12 @@ UNANSWERABLE = "not in its source"
 CONTRADICTED = "says what its source does not"
 REFUSED = "no answer"
 
+QUESTION_MARKS = ("?", "？", "؟", "\u037e")  # the last is the Greek one
 MIN_COVERAGE = 0.6  # share of an answer's content words that stand in its chunk
 _WORDS = (3, 40)  # of a question, fewest and most
 _MARKER = re.compile(r"\s?\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_NAME = re.compile(r"[^\W\d_a-z][\w’'-]*")
+_NAME = re.compile(r"[^\W\d_a-z][\w’'-]*")  # if its first letter is a capital, which scripts may not have
 _SPELLED = {
     word: str(number)
     for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
@@ -70,7 +71,7 @@ class Critic:
         """
         text = written.text.strip().split("\n")[0].strip()
         reason = self._question_fault(text, written.finish_reason, answer, source)
-        if reason == NOT_SELF_CONTAINED and self.title and not _OF_THE_TEXT.search(text):
+        if reason == NOT_SELF_CONTAINED and self.title and not points_at_text(text, source):
             text, reason = f"{self.title}: {text}", ""
         if not reason and normalised(text) in self._seen:
             reason = REPEATED
@@ -88,7 +89,7 @@ class Critic:
         text = whole_sentences(written.text)
         if not text:
             reason = CUT_OFF
-        elif _OF_THE_TEXT.search(text) and not _OF_THE_TEXT.search(source):
+        elif points_at_text(text, source):
             reason = NOT_SELF_CONTAINED
         else:
             reason = self._statement_fault(text, source, source)
@@ -101,7 +102,7 @@ class Critic:
             reason = CUT_OFF
         elif not text or is_refusal(text):
             reason = REFUSED
-        elif _OF_THE_TEXT.search(text):
+        elif points_at_text(text, source):
             reason = NOT_SELF_CONTAINED
         else:
             reason = self._statement_fault(text, source, f"{source} {question}")
@@ -121,7 +122,7 @@ class Critic:
         return text
 
     def _question_fault(self, text: str, finish_reason: str, answer: str, source: str) -> str:
-        if not text.endswith(("?", "？")):
+        if not text.endswith(QUESTION_MARKS):
             return CUT_OFF if finish_reason != "stop" else NO_QUESTION
         if text.isascii() and not _WORDS[0] <= len(text.split()) <= _WORDS[1]:
             return NO_QUESTION
@@ -176,6 +177,12 @@ def is_self_contained(question: str) -> bool:
     return True
 
 
+def points_at_text(text: str, source: str) -> bool:
+    """Whether a text speaks of the text that it was made from, in words that do not stand there themselves."""
+    known = source.casefold()
+    return any(match.group().casefold() not in known for match in _OF_THE_TEXT.finditer(text))
+
+
 def unsupported(text: str, source: str) -> bool:
     """Whether a number or a name of `text` is not in `source`.
 
@@ -186,9 +193,11 @@ def unsupported(text: str, source: str) -> bool:
         return True
     known = set(content_words(source)) | set(re.findall(r"[\w’'-]+", source.casefold()))
     for match in _NAME.finditer(text):
+        if not match.group()[0].isupper():
+            continue
         begins = not match.start() or bool(re.search(r"[.!?:][\"”')]*\s+[\"“'(]*$", text[: match.start()]))
-        followed = re.match(r"\s[^\W\d_a-z]", text[match.end() :])
-        if begins and not followed:
+        following = text[match.end() : match.end() + 2]
+        if begins and not (following[:1].isspace() and following[1:].isupper()):
             continue
         name = match.group().casefold()
         if name not in known and not set(content_words(name)) <= known:

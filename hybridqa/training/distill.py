@@ -22,6 +22,7 @@ from hybridqa.catalog import Catalog
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import InputError, StoreError, TrainingError
+from hybridqa.files import make_folder
 from hybridqa.models import ModelFolder
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.training.asks import Ask, Retrieve, choose_asks, document_asks
@@ -29,7 +30,7 @@ from hybridqa.training.behaviours import BehaviourWriter
 from hybridqa.training.context_files import Context, Scratchpad
 from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
-from hybridqa.training.job_folder import RESULT, circumstances, made_with, result_manifest, take_up
+from hybridqa.training.job_folder import DISTILL_LOCK, RESULT, begun, circumstances, made_with, result_manifest, take_up
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
@@ -94,14 +95,16 @@ class Distiller:
         decided = [collection, context.digest, list(questions), count]
         content = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
         tell = on_event or (lambda event: None)
-        known = None if force else self._known(context.kind, module_id, collection, content, recipe)
+        folder = self._folder(module_id, collection, content, recipe)
+        anew = force or begun(folder)  # what --force has begun goes on, whatever there is beside it
+        known = None if anew else self._known(context.kind, module_id, collection, content, recipe)
         if known is not None:
             tell(RefreshEvent(collection, module_id, "skip", message=known.reason))
             return known
-        self._work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self._work_dir)
         try:
-            with FileLock(self._work_dir / ".distill.lock", timeout=0):
-                folder = self._folder(module_id, collection, content, recipe, force)
+            with FileLock(self._work_dir / DISTILL_LOCK, timeout=0):
+                self._remove_others(folder, force)
                 if not take_up(folder, circumstances(self._model, self._settings)):
                     tell(RefreshEvent(collection, module_id, "synthesise"))
                     self._write_job(folder, context, module_id, collection, questions, count, content, recipe)
@@ -128,31 +131,38 @@ class Distiller:
         def outcome(module: Module, state: str, reason: str) -> DistillOutcome:
             return DistillOutcome(collection, module_id, kind, module.name, state, reason, metrics=dict(module.metrics))
 
-        for module in reversed(self._catalog.list_modules(collection)):
-            made = module.metrics.get("recipe", {})
-            if module.module_id != module_id or module.base_model_hash != self._model.hash:
-                continue
-            if module.metrics.get("content") != content or made.get("objective") != recipe.objective:
-                continue
+        versions = [
+            module
+            for module in self._catalog.list_modules(collection)
+            if module.module_id == module_id
+            and module.base_model_hash == self._model.hash
+            and module.metrics.get("content") == content
+            and module.metrics.get("recipe", {}).get("objective") == recipe.objective
+        ]
+        for module in versions:
             if module.current:
                 return outcome(module, "fresh", "the same content is its current version")
-            if module.status is ModuleStatus.REJECTED and made == asdict(recipe):
+        for module in reversed(versions):
+            if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == asdict(recipe):
                 return outcome(module, "rejected", "rejected before; train again with --force")
         return None
 
     # The job
 
-    def _folder(self, module_id: str, collection: str, content: str, recipe: Recipe, force: bool) -> Path:
-        """The job's folder; those of other contents of the same module are removed."""
+    def _folder(self, module_id: str, collection: str, content: str, recipe: Recipe) -> Path:
+        """The job's folder."""
         decided = [module_id, collection]
         owner = hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:12]
-        made = made_with(self._model, self._settings)
+        made = [*made_with(self._model, self._settings), self._settings.max_answer_tokens]
         name = job_name(module_id, content, self._model.hash, asdict(recipe), made).removeprefix("job-")
-        folder = self._work_dir / f"plugin-{owner}-{name}"
-        for other in self._work_dir.glob(f"plugin-{owner}-*"):
+        return self._work_dir / f"plugin-{owner}-{name}"
+
+    def _remove_others(self, folder: Path, force: bool) -> None:
+        """Deletes the jobs of other contents of the same module; with `force`, this one too."""
+        owner, _, _ = folder.name.rpartition("-")
+        for other in self._work_dir.glob(f"{owner}-*"):
             if other != folder or force:
                 shutil.rmtree(other, ignore_errors=True)
-        return folder
 
     def _write_job(
         self,
@@ -206,11 +216,13 @@ class Distiller:
     def _train(self, folder: Path, tell: Callable[[RefreshEvent], None]) -> DistillOutcome:
         job = Job.load(folder)
         lesson = job.curriculum
-        if not lesson.pairs or len(lesson.held_out) < LIMITS.questions:  # the folder stays: the next run knows at once
+        if not lesson.pairs or len(lesson.held_out) < LIMITS.questions:
+            shutil.rmtree(folder, ignore_errors=True)  # it hangs on more than its name: on the documents, for one
             said = ", ".join(f"{count} {reason}" for reason, count in lesson.dropped.items() if count) or "none"
             reason = (
                 f"there is too little to learn from: {len(lesson.pairs)} answers to learn and {len(lesson.held_out)} "
-                f"to test with, expected at least 1 and {LIMITS.questions}; dropped: {said}"
+                f"to test with, expected at least 1 and {LIMITS.questions}; dropped: {said}. Give more questions or "
+                "examples, or raise max_answer_tokens where answers are cut off, then run `hybridqa distill` again"
             )
             tell(RefreshEvent(job.collection, job.module_id, "skip", message=reason))
             return DistillOutcome(job.collection, job.module_id, lesson.kind, None, "rejected", reason)

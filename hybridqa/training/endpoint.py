@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hybridqa.config import Settings
 from hybridqa.engine.protocol import Completion
 from hybridqa.errors import ConfigError, EngineError, HybridQAError
-from hybridqa.training.generator import Prompt
+from hybridqa.training.generator import NO_ROOM, Prompt
 from hybridqa.types import Message, Usage
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class EndpointGenerator:
         self._model = model
         self._key = key
         self._client = _client(url, key, timeout_s)
+        self._answered = False  # whether it has ever written anything
         self.identity = f"{model} at {url}"
 
     @classmethod
@@ -44,15 +45,25 @@ class EndpointGenerator:
         return cls(settings.generator_url or "", settings.generator_model or "", key)
 
     def write(self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0) -> list[Completion]:
-        """See `Generator`; the first failure ends the rest."""
+        """See `Generator`; the first failure ends the rest.
+
+        A prompt that the endpoint refuses by itself, such as one that is too long for it, is "abort"ed, unless it has
+        refused every prompt so far: then what is asked for cannot be had.
+        """
         pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="hybridqa-generator")
         try:
             work = [pool.submit(self._one, prompt, max_tokens, temperature) for prompt in prompts]
-            return [future.result() for future in work]
+            written = [future.result() for future in work]
         finally:
             pool.shutdown(cancel_futures=True)
+        refused = [each for each in written if isinstance(each, HybridQAError)]
+        self._answered |= len(refused) < len(written)
+        if refused and not self._answered:
+            raise refused[0]
+        return [NO_ROOM if isinstance(each, HybridQAError) else each for each in written]
 
-    def _one(self, prompt: Prompt, max_tokens: int, temperature: float) -> Completion:
+    def _one(self, prompt: Prompt, max_tokens: int, temperature: float) -> Completion | HybridQAError:
+        """What the endpoint writes, or why it refuses this prompt; raises what is wrong with all of them."""
         import openai
 
         messages = [_message(turn) for turn in prompt.messages or (Message("user", prompt.text),)]
@@ -60,6 +71,8 @@ class EndpointGenerator:
             done = self._client.chat.completions.create(
                 model=self._model, messages=messages, max_tokens=max_tokens, temperature=temperature
             )
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            return self._translated(error)
         except openai.OpenAIError as error:
             raise self._translated(error) from None  # a chained one could show the request's headers
         if not done.choices:

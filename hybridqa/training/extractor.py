@@ -23,18 +23,18 @@ from hybridqa.catalog import Catalog
 from hybridqa.config import Settings
 from hybridqa.errors import AdapterError, InputError, StoreError, TrainingError
 from hybridqa.evaluation.datasets import EvalDocument, read_documents, read_questions
-from hybridqa.files import atomic_dir
+from hybridqa.files import atomic_dir, is_writable, make_folder
 from hybridqa.models import ModelFolder
 from hybridqa.modules.adapter import WEIGHTS_FILE
 from hybridqa.modules.manifest import Manifest, write_manifest
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.provenance import commit, hardware
 from hybridqa.training.extractor_job import ExtractorJob
-from hybridqa.training.extractor_material import Material, hash_of, text_hash
+from hybridqa.training.extractor_material import Material, hash_of
 from hybridqa.training.extractor_outcome import ExtractorOptions, ExtractorOutcome
 from hybridqa.training.outcome import RefreshEvent
 from hybridqa.training.process import train
-from hybridqa.training.split import Split, split
+from hybridqa.training.split import Split, split, text_hash
 from hybridqa.types import DEFAULT_COLLECTION, Module, ModuleKind
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ExtractorMaker:
             seed=self._settings.seed,
         )
         work = options.work if options.work is not None else self._work_folder(chosen.documents)
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work, "another folder with --work")
         try:
             with FileLock(work / ".extractor.lock", timeout=0):
                 metrics, state, module = self._make(work, chosen, options, tell)
@@ -102,10 +102,17 @@ class ExtractorMaker:
         self._catalog.require_collection(options.collection)
         if options.steps < 0:
             raise InputError(f"{options.steps!r} steps cannot be trained; expected 0 (by the questions) or more.")
-        if options.output is not None and (options.output.exists() or not options.output.absolute().parent.is_dir()):
+        if not options.publish and options.output is None:
+            raise InputError(
+                "an extractor that is not published was asked for, and no folder for it; expected one. Name it with "
+                "--output, or leave --no-publish out."
+            )
+        if options.output is not None and (
+            options.output.exists() or not is_writable(options.output.absolute().parent)
+        ):
             raise InputError(
                 f"the extractor cannot be written to {str(options.output)!r}; expected a new folder in one that is "
-                "there. Name another with --output."
+                "there and can be written in. Name another with --output."
             )
         if options.work is not None and options.work.resolve() == self._settings.store.resolve():
             raise InputError(

@@ -23,12 +23,13 @@ from hybridqa.ingest.library import content_hash
 from hybridqa.ingest.source import normalise, one_line
 from hybridqa.modules.adapter import WEIGHTS_FILE
 from hybridqa.modules.manifest import read_manifest
-from hybridqa.training.exercises import UNANSWERABLE, Exercise, ExerciseWriter
+from hybridqa.training.exercises import Exercise, ExerciseWriter
+from hybridqa.training.extractor_gate import documents_tested
 from hybridqa.training.extractor_job import ExtractorJob
 from hybridqa.training.extractor_outcome import ExtractorOptions
 from hybridqa.training.mixture import Mixture
 from hybridqa.training.recipe import Recipe
-from hybridqa.training.split import Split
+from hybridqa.training.split import MIN_HELD_OUT, Split
 from hybridqa.types import DEFAULT_COLLECTION, Mode, Module, ScoredPassage
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class Material:
         exercises, dropped = _draw(_writer(work, learned), chosen.train, mixture, tell, work.settings.seed)
         tester = _writer(work, list(modules))
         held_out = [exercise for question in chosen.test for exercise in tester.every(question)]
+        if (tested := documents_tested(held_out)) < MIN_HELD_OUT:
+            raise InputError(
+                f"held-out questions about {tested} documents can be answered from their passages or modules; expected "
+                f"at least {MIN_HELD_OUT}, or nothing would be tested. Give more documents, with questions whose "
+                "answers stand in them word for word."
+            )
         used = sorted({exercise.module for exercise in (*exercises, *held_out) if exercise.module is not None})
         model, settings = work.model, work.settings
         job = ExtractorJob(
@@ -111,11 +118,6 @@ def hash_of(document: EvalDocument) -> str:
     return content_hash(one_line(normalise(document.title)), normalise(document.text))
 
 
-def text_hash(text: str) -> str:
-    """The same for equal texts, whatever their titles and headings."""
-    return content_hash("", normalise(text))
-
-
 def _draw(
     writer: ExerciseWriter, questions: Sequence[EvalQuestion], mixture: Mixture, tell: Told, seed: int
 ) -> tuple[list[Exercise], dict[str, int]]:
@@ -133,7 +135,7 @@ def _draw(
         seen.add((question.qid, written))
         if not isinstance(written, Exercise):
             dropped[written] += 1
-        elif written.target == UNKNOWN and written.configuration != UNANSWERABLE:
+        elif written.target == UNKNOWN:
             abstaining.append(written)
         else:
             exercises.append(written)

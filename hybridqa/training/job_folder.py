@@ -1,4 +1,4 @@
-"""What is done alike with the folder of every job of the trainer's: taking it up again, and making its manifest.
+"""What is done alike with the folders of the trainer's jobs: taking up, taking away, and making a manifest.
 
 Knows nothing about documents or contexts. Invariant: a folder is taken up only when its job can be read whole.
 """
@@ -6,19 +6,24 @@ Knows nothing about documents or contexts. Invariant: a folder is taken up only 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.provenance import commit, hardware
+from hybridqa.training.curricula import CurriculumCache
 from hybridqa.training.lesson import BESIDE, CHECKPOINT, Job
 
 RESULT = "result.json"
+REFRESH_LOCK, DISTILL_LOCK = ".refresh.lock", ".distill.lock"  # beside the jobs, of the one process that is at work
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what a file that was cut off or is of another format raises
 
 
@@ -53,6 +58,38 @@ def take_up(folder: Path, now: Mapping[str, Any]) -> bool:
     if told != job:
         told.save(folder)
     return True
+
+
+def remove_jobs(folders: Iterable[Path], outdated: Callable[[Job], bool]) -> None:
+    """Deletes those jobs that are `outdated`, and those that cannot be read."""
+    for folder in folders:
+        try:
+            gone = outdated(Job.load(folder))
+        except UNREADABLE:
+            gone = True
+        if gone:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_document(work_dir: Path, collection: str, doc_id: str) -> None:
+    """Deletes what was written to distil a document, and plug-ins' unfinished jobs with words of its collection.
+
+    What a process has under way is left to it: a refresh deletes it at its end, a distillation when it publishes.
+    """
+    CurriculumCache(work_dir).remove(lambda *owner: owner[:2] == (collection, doc_id))
+    holds: dict[str, tuple[str, Callable[[Job], bool]]] = {
+        "job-*": (REFRESH_LOCK, lambda job: (job.collection, job.doc_id) == (collection, doc_id)),
+        "plugin-*": (DISTILL_LOCK, lambda job: job.collection == collection and bool(job.curriculum.chunks)),
+    }
+    for pattern, (lock, outdated) in holds.items():
+        if folders := list(work_dir.glob(pattern)):
+            with suppress(Timeout), FileLock(work_dir / lock, timeout=0):
+                remove_jobs(folders, outdated)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a job has been trained, in part or whole, and not been taken away: what was spent on it is kept."""
+    return any((folder / name).is_file() for name in (CHECKPOINT, RESULT))
 
 
 def result_manifest(

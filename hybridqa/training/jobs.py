@@ -7,7 +7,6 @@ ones away. A folder with `result.json` is finished and never written again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from hybridqa.modules.registry import module_id_for
 from hybridqa.training.curricula import CurriculumCache
 from hybridqa.training.endpoint import EndpointGenerator
 from hybridqa.training.generator import Complete, EngineGenerator, Generator
-from hybridqa.training.job_folder import UNREADABLE, circumstances, made_with, take_up
+from hybridqa.training.job_folder import circumstances, made_with, remove_jobs, take_up
 from hybridqa.training.lesson import Job, chunks, job_name
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.sampled import with_sampled
@@ -30,6 +29,7 @@ from hybridqa.training.synthesis import Curriculum, Plan, Synthesiser
 from hybridqa.types import Document, Passage
 
 SAMPLING_OBJECTIVES = frozenset(("prompt-distillation",))  # these learn from the engine's own answers
+AT_A_TIME = 8  # documents whose curricula are made together; a kill costs so many
 QUESTION_ROOM = 192  # tokens left for a question and its answer beside two chunks
 
 IsCurrent = Callable[[str, str, str], bool]  # whether a collection's document still has this content hash
@@ -131,16 +131,8 @@ class JobWriter:
     def remove_outdated(self, wanted: Iterable[Path], is_current: IsCurrent) -> None:
         """Deletes jobs and curricula of documents that have changed or gone, and what cannot be read; not `wanted`."""
         kept = {folder.name for folder in wanted}
-        for folder in self._work_dir.glob("job-*"):
-            if folder.name in kept:
-                continue
-            try:
-                job = Job.load(folder)
-                outdated = not is_current(job.collection, job.doc_id, job.content_hash)
-            except UNREADABLE:
-                outdated = True
-            if outdated:
-                shutil.rmtree(folder, ignore_errors=True)
+        folders = [folder for folder in self._work_dir.glob("job-*") if folder.name not in kept]
+        remove_jobs(folders, lambda job: not is_current(job.collection, job.doc_id, job.content_hash))
         self._kept.remove(lambda *owner: not is_current(*owner))
 
     def _sampled(self, curricula: dict[JobDocument, Curriculum]) -> dict[JobDocument, Curriculum]:
@@ -189,16 +181,17 @@ class JobWriter:
         make: Callable[[list[JobDocument]], Sequence[Curriculum]],
         tell: Callable[[JobDocument, int, int], None] = _silent,
     ) -> dict[JobDocument, Curriculum]:
-        """The kept curricula of these names; the missing ones are made, all together, and kept."""
+        """The kept curricula of these names; the missing ones are made, some at a time, and kept."""
         found = {document: kept for document, name in names.items() if (kept := self._kept.load(name)) is not None}
         missing = [document for document in names if document not in found]
-        for step, document in enumerate(missing):
-            tell(document, step, len(missing))
-        made = make(missing) if missing else []
-        for document, curriculum in zip(missing, made, strict=True):
-            owner = (document.collection, document.doc_id, document.content_hash)
-            self._kept.keep(names[document], curriculum, *owner)
-            found[document] = curriculum
+        for start in range(0, len(missing), AT_A_TIME):
+            some = missing[start : start + AT_A_TIME]
+            for step, document in enumerate(some, start):
+                tell(document, step, len(missing))
+            for document, curriculum in zip(some, make(some), strict=True):
+                owner = (document.collection, document.doc_id, document.content_hash)
+                self._kept.keep(names[document], curriculum, *owner)
+                found[document] = curriculum
         return found
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import Settings
 from hybridqa.errors import HybridQAError, StorageFullError, StoreError
+from hybridqa.files import make_folder
 from hybridqa.models import ModelFolder
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
 from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
-from hybridqa.training.job_folder import RESULT, result_manifest
+from hybridqa.training.job_folder import REFRESH_LOCK, RESULT, begun, result_manifest
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job
 from hybridqa.training.others import others_of, tell_others
@@ -32,6 +34,8 @@ from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshRepor
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
 from hybridqa.types import Module, ModuleKind, ModuleStatus
+
+BATCH = 32  # documents whose jobs are written, trained and published before those of others
 
 
 class Refresher:
@@ -64,11 +68,14 @@ class Refresher:
         """See `HybridQA.refresh`."""
         started = time.perf_counter()
         tell = on_event or (lambda event: None)
-        self._work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self._work_dir)
         documents = self._documents(collection, doc_ids)
         try:
-            with FileLock(self._work_dir / ".refresh.lock", timeout=0):
-                outcomes = self._run(documents, force, tell)
+            with FileLock(self._work_dir / REFRESH_LOCK, timeout=0):
+                try:
+                    outcomes = self._run(documents, force, tell)
+                finally:
+                    self._remove_outdated(())
         except Timeout as error:
             raise StoreError(
                 f"another refresh is at work on {str(self._settings.module_dir)!r}; expected to be the only one. "
@@ -87,6 +94,9 @@ class Refresher:
                 self._catalog.get_document(collection or "default", doc_id)
         return [document for document in documents if document.doc_id in doc_ids]
 
+    def _remove_outdated(self, wanted: Iterable[str]) -> None:
+        self._jobs.remove_outdated((self._work_dir / name for name in wanted), self._is_current)
+
     def _run(
         self, documents: Sequence[DocumentSummary], force: bool, tell: Callable[[RefreshEvent], None]
     ) -> list[RefreshOutcome]:
@@ -99,30 +109,36 @@ class Refresher:
         recipe = recipe_for(self._settings)
         outcomes: list[RefreshOutcome] = []
         todo: dict[str, DocumentSummary] = {}
+        made = self._made(documents)
         for document in documents:
-            known = None if force else self._known(document, asdict(recipe))
-            if known is not None:
-                outcomes.append(known)
-                tell(RefreshEvent(document.collection, document.doc_id, "skip", message=known.reason))
-                continue
             module_id = module_id_for(document.collection, document.doc_id)
             folder = self._jobs.folder(module_id, document.content_hash, recipe)
             if force:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif not begun(folder):  # what --force has begun goes on, whatever there is beside it
+                known = self._known(document, made[document.collection, document.doc_id], asdict(recipe))
+                if known is not None:
+                    outcomes.append(known)
+                    tell(RefreshEvent(document.collection, document.doc_id, "skip", message=known.reason))
+                    continue
             todo[folder.name] = document
-        self._jobs.remove_outdated((self._work_dir / name for name in todo), self._is_current)
+        self._remove_outdated(todo)
+        # What an earlier run has finished comes first: it waits for nothing.
+        names = sorted(todo, key=lambda name: not (self._work_dir / name / RESULT).is_file())
         try:
-            self._jobs.write_jobs(
-                [job_document(self._catalog, document) for document in todo.values()], [recipe], told, others
-            )
-            for name, event in self._train(todo):
-                document = todo[name]
-                if event["stage"] in ("done", "failed", "empty"):
-                    outcomes.append(self._finish(name, document, event, tell))
-                else:
-                    loss = f"loss {event['loss']:.3f}" if "loss" in event else ""
-                    at = (event["stage"], event["step"], event["total"], loss)
-                    tell(RefreshEvent(document.collection, document.doc_id, *at))
+            for start in range(0, len(names), BATCH):
+                some = {name: todo[name] for name in names[start : start + BATCH]}
+                self._jobs.write_jobs(
+                    [job_document(self._catalog, document) for document in some.values()], [recipe], told, others
+                )
+                for name, event in self._train(some):
+                    document = some[name]
+                    if event["stage"] in ("done", "failed", "empty"):
+                        outcomes.append(self._finish(name, document, event, tell))
+                    else:
+                        loss = f"loss {event['loss']:.3f}" if "loss" in event else ""
+                        at = (event["stage"], event["step"], event["total"], loss)
+                        tell(RefreshEvent(document.collection, document.doc_id, *at))
         except HybridQAError as error:
             done = {(outcome.collection, outcome.doc_id) for outcome in outcomes}
             if not done:
@@ -132,14 +148,25 @@ class Refresher:
                     outcomes.append(self._failed(document, str(error), tell))
         return outcomes
 
-    def _known(self, document: DocumentSummary, recipe: dict[str, Any]) -> RefreshOutcome | None:
+    def _made(self, documents: Sequence[DocumentSummary]) -> dict[tuple[str, str], list[Module]]:
+        """The modules of the documents' collections with this base model, by collection and document, oldest first."""
+        made: dict[tuple[str, str], list[Module]] = defaultdict(list)
+        for collection in {document.collection for document in documents}:
+            for module in self._catalog.list_modules(collection):
+                if module.kind is ModuleKind.DOCUMENT and module.base_model_hash == self._model.hash:
+                    for doc_id in module.documents:
+                        made[collection, doc_id].append(module)
+        return made
+
+    def _known(
+        self, document: DocumentSummary, modules: Sequence[Module], recipe: dict[str, Any]
+    ) -> RefreshOutcome | None:
         """The outcome of a document that needs no work: it has a fresh module, or this recipe failed on it before."""
-        for module in reversed(self._catalog.list_modules(document.collection)):
-            covers = module.documents.get(document.doc_id) == document.content_hash
-            if module.kind is not ModuleKind.DOCUMENT or not covers or module.base_model_hash != self._model.hash:
-                continue
+        made = [module for module in modules if module.documents[document.doc_id] == document.content_hash]
+        for module in made:
             if module.current:
                 return self._outcome(document, module, "fresh", "its module is fresh")
+        for module in reversed(made):
             if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe:
                 return self._outcome(document, module, "rejected", "rejected before; train again with --force")
         return None

@@ -1,7 +1,7 @@
 """Which documents and questions an extractor learns from, and which it is tested on.
 
-Knows nothing about stores or prompts. Invariant: no document is on both sides, no question is asked of a side that does
-not hold all of its documents, and equal data, numbers and seed give equal sides.
+Knows nothing about stores or prompts. Invariant: no document, and no text, is on both sides, no question is asked of a
+side that does not hold all of its documents, and equal data, numbers and seed give equal sides.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from hybridqa.errors import InputError
 from hybridqa.evaluation.datasets import EvalDocument, EvalQuestion, sample
+from hybridqa.ingest.library import content_hash
+from hybridqa.ingest.source import normalise
 
 HELD_OUT = 0.2  # share of the documents, at least MIN_HELD_OUT of them
 MIN_HELD_OUT = 2  # fewer documents give no interval
@@ -49,6 +51,11 @@ class Split:
         return [name for name in names if name in chosen]
 
 
+def text_hash(text: str) -> str:
+    """The same for equal texts, whatever their titles and headings."""
+    return content_hash("", normalise(text))
+
+
 def split(
     documents: Sequence[EvalDocument],
     questions: Sequence[EvalQuestion],
@@ -75,14 +82,20 @@ def split(
     if most_documents is not None and len(names) > most_documents:
         chosen = set(rng.sample(names, most_documents))
         names = [name for name in names if name in chosen]
-    if len(names) < MIN_HELD_OUT + 1:
+    texts: dict[str, str] = {}  # the first document of each
+    hashes = {document.doc_id: text_hash(document.text) for document in documents}
+    first = {name: texts.setdefault(hashes[name], name) for name in names}  # equal texts stay on one side
+    firsts = [name for name in names if first[name] == name]
+    if len(firsts) < MIN_HELD_OUT + 1:
         left = f", {len(set(served))} of them left out because the collection serves them" if served else ""
         raise InputError(
-            f"{len(documents)} documents and {len(questions)} questions were given{left}, and {len(names)} documents "
-            f"have questions; expected at least {MIN_HELD_OUT + 1}: one to learn from and {MIN_HELD_OUT} to be tested "
-            "on. Give more in --docs and --questions, about other documents than those of the collection."
+            f"{len(documents)} documents and {len(questions)} questions were given{left}, and {len(firsts)} documents "
+            f"have questions, equal texts counted once; expected at least {MIN_HELD_OUT + 1}: one to learn from and "
+            f"{MIN_HELD_OUT} to be tested on. Give more in --docs and --questions, about other documents than those of "
+            "the collection."
         )
-    held_out = set(rng.sample(names, max(MIN_HELD_OUT, round(HELD_OUT * len(names)))))
+    apart = rng.sample(firsts, max(MIN_HELD_OUT, round(HELD_OUT * len(firsts))))
+    held_out = {name for name in names if first[name] in apart}
     rest = set(names) - held_out
     train = sample([question for question in kept if rest.issuperset(question.doc_ids)], per_document, seed)
     most = min(TEST_QUESTIONS, per_document or TEST_QUESTIONS)

@@ -217,6 +217,12 @@ def test_instructions_that_do_not_fit_are_refused_before_the_engine_is_asked(tok
     assert not engine.asked
 
 
+def test_a_question_that_does_not_fit_is_named(tokenizer: Any) -> None:
+    asked = [*(f"What is number {number}?" for number in range(20)), "Why " + "so very long " * 400 + "?"]
+    with pytest.raises(InputError, match=r"question 'Why so very long.*' has 1,\d+ tokens.*Shorten it"):
+        writer(tokenizer, Engine(tokenizer)).write(STYLE, choose_asks(STYLE, asked, (), nothing, seed=0), 10)
+
+
 def test_a_job_of_every_kind_survives_its_file(tokenizer: Any, tmp_path: Any) -> None:
     for context in (STYLE, examples(12)):
         asks = choose_asks(context, (), kettle_asks(), nothing, seed=0)

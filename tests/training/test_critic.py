@@ -145,3 +145,27 @@ def test_numbers_are_compared_whole_and_across_their_spellings() -> None:
 
 def test_normalised_texts_differ_in_words_only() -> None:
     assert normalised("Where is  it, then?") == normalised("where is it then")
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "fault"),
+    [
+        ("Le pont était édifié en granit.", "Le pont édifié en granit était à Lowmoor.", False),
+        ("Мост построила Анна Восс.", "Анна Восс построила мост через реку.", False),
+        ("Мост построила Мария Восс.", "Анна Восс построила мост через реку.", True),
+        ("桥是安娜建造的。", "安娜建造的桥是绿色的。", False),
+    ],
+)
+def test_names_are_capitalised_whatever_the_script(text: str, source: str, fault: bool) -> None:
+    assert unsupported(text, source) is fault
+
+
+def test_the_documents_own_words_about_itself_are_no_fault() -> None:
+    source = "Anna Voss is the author of the story. The story is set in Lowmoor."
+    critic = Critic("The Tarn bridge")
+    assert critic.answer(done("The author of the story is Anna Voss."), "Who wrote it?", source)
+    asked = critic.question(done("Who is the author of the story?"), "Anna Voss", source)
+    assert asked == "The Tarn bridge: Who is the author of the story?"
+    assert not critic.answer(done("The text says Anna Voss is the author."), "Who wrote it?", source)
+    assert critic.dropped == {"sampled: not self-contained": 1}
+    assert Critic("").question(done("من صمم الغلاية Lumen؟"), "Maren Holt", "صمم Maren Holt الغلاية Lumen.")

@@ -63,6 +63,8 @@ class Endpoint:
             if self.failures:
                 self.failures -= 1
                 raise fastapi.HTTPException(503, "busy")
+            if "refuse me" in request["messages"][-1]["content"]:
+                raise fastapi.HTTPException(400, "filtered")
             self.asked.append(request)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -143,6 +145,16 @@ def test_an_endpoint_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch)
         taken.listen()  # and now somebody who never answers
         with pytest.raises(EngineError, match="did not answer in time"):
             EndpointGenerator(url, "tiny", KEY, timeout_s=0.2).write([PROMPT], max_tokens=1)
+
+
+def test_a_prompt_that_is_refused_costs_nothing_else(endpoint: Endpoint) -> None:
+    generator = EndpointGenerator(endpoint.url, "tiny", KEY)
+    refused = Prompt("refuse me")
+    with pytest.raises(EngineError, match="Error code: 400"):  # of everything so far: the request may be at fault
+        generator.write([refused, refused], max_tokens=1)
+    first, second, third = generator.write([PROMPT, refused, PROMPT], max_tokens=2)
+    assert (second.text, second.finish_reason) == ("", "abort") and first == third and first.finish_reason != "abort"
+    assert [done.finish_reason for done in generator.write([refused], max_tokens=1)] == ["abort"]
 
 
 def test_the_environments_own_key_goes_nowhere(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

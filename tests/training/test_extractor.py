@@ -188,6 +188,11 @@ def test_bad_input_is_refused_before_anything_is_done(qa: HybridQA, towns: tuple
         qa.train_extractor(docs, questions, documents=2)
     with pytest.raises(InputError, match="steps"):
         qa.train_extractor(docs, questions, steps=-1)
+    with pytest.raises(InputError, match="no folder for it"):
+        qa.train_extractor(docs, questions, publish=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="another folder with --work"):
+        qa.train_extractor(docs, questions, work=tmp_path / "file")
     with pytest.raises(InputError, match="questions per document"):
         qa.train_extractor(docs, questions, questions_per_document=-1)
     with pytest.raises(InputError, match="expected a new folder"):

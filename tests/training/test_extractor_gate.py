@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from hybridqa.training.exercises import Exercise
-from hybridqa.training.extractor_gate import SERVED, judge_extractor
+from hybridqa.training.exercises import UNANSWERABLE, Exercise
+from hybridqa.training.extractor_gate import ANSWERED, SERVED, judge_extractor
 
 
 def exercises(names: tuple[str, ...], documents: int = 5, questions: int = 6) -> list[Exercise]:
@@ -36,6 +37,20 @@ def test_the_verdict_is_of_questions_as_they_would_be_served() -> None:
     assert not report.passed and report.checks[SERVED].questions == 30
     assert report.checks[SERVED].gain == report.checks["passages_module"].gain
     assert report.as_dict()["passages"]["gain"] == 1.0
+
+
+def test_refusals_do_not_outweigh_answers() -> None:
+    given = [*exercises(("passages",)), *(replace(each, qid=f"no {each.qid}") for each in exercises((UNANSWERABLE,)))]
+    gains = [2.0 if exercise.configuration == UNANSWERABLE else -0.2 for exercise in given]
+    report = judge_extractor(given, [0.0] * len(given), gains)
+    assert report.checks[SERVED].low > 0 and not report.passed
+    assert report.checks[ANSWERED].questions == 30 and "-0.20 nats" in report.reason
+    gains = [-1.0 if exercise.configuration == UNANSWERABLE else 0.9 for exercise in given]
+    report = judge_extractor(given, [0.0] * len(given), gains)
+    assert report.checks[ANSWERED].low > 0 and not report.passed  # nor answers refusals
+    assert judge_extractor(given, [0.0] * len(given), [0.5] * len(given)).passed
+    refusals = exercises((UNANSWERABLE,))
+    assert "0 documents can be answered" in judge_extractor(refusals, [0.0] * 30, [1.0] * 30).reason
 
 
 def test_too_few_documents_say_nothing() -> None:

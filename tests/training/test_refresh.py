@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.config import Settings
 from hybridqa.engine.protocol import Completion, Sampling
+from hybridqa.errors import EngineError
 from hybridqa.models import ModelFolder, load_tokenizer
 from hybridqa.modules.registry import ModuleRegistry, module_id_for
-from hybridqa.training.job_folder import made_with
+from hybridqa.training.job_folder import DISTILL_LOCK, REFRESH_LOCK, forget_document, made_with
+from hybridqa.training.jobs import AT_A_TIME
 from hybridqa.training.lesson import Job, job_name
 from hybridqa.training.recipe import recipe_for
 from hybridqa.training.refresh import Refresher
@@ -36,6 +39,7 @@ class Store:
         self.settings = Settings(store=folder, train_steps=1, module_rank=8, max_model_len=512, context_tokens=300)
         self.model = model
         self.asked = 0
+        self.calls: int | None = None  # that the engine answers
         self.catalog = Catalog.open(self.settings.catalog_path, create=True, module_dir=self.settings.module_dir)
         for doc_id, text in documents.items():
             document = Document(doc_id, "default", "", text, f"hash of {doc_id}")
@@ -47,6 +51,8 @@ class Store:
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
         self.asked += 1
+        if self.calls is not None and self.asked > self.calls:
+            raise EngineError("the engine is gone")
         return [Completion("", "stop")] * len(prompts)
 
     def job_folder(self, doc_id: str) -> Path:
@@ -118,3 +124,63 @@ def test_a_job_taken_up_again_hears_where_the_model_is_now(make_store: MakeStore
     store.refresher.run()
     assert Job.load(folder) == job  # a damaged one is written anew
     assert store.asked == asked  # from the curriculum that was kept
+
+
+def test_curricula_are_kept_some_documents_at_a_time(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store({f"d{number:02}": f"{KETTLE} It is kettle {number}." for number in range(AT_A_TIME + 3)})
+    monkeypatch.setattr(sys, "executable", "/no/such/python")  # a trainer's process could not start
+    kept: list[Path] = []
+    for store.calls in range(100):  # the engine goes away later and later, until the first documents are through
+        store.asked = 0
+        with pytest.raises(EngineError, match="the engine is gone"):
+            store.refresher.run()
+        kept = list((store.settings.module_dir / "work" / "curricula").glob("*.json"))
+        if kept:
+            break
+    assert len(kept) == AT_A_TIME
+
+
+def test_what_force_has_begun_goes_on_without_it(
+    make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
+) -> None:
+    store = make_store({"kettle": KETTLE})
+    folder = store.job_folder("kettle")
+
+    def finish(passed: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        make_adapter(folder / "adapter", tiny_model, rank=8)
+        recipe = asdict(recipe_for(store.settings))
+        result = {"passed": passed, "reason": "good", "metrics": {"seconds": {"total": 1.0}}, "recipe": recipe}
+        (folder / "result.json").write_text(json.dumps({**result, "rank": 8, "alpha": 16, "targets": ["q_proj"]}))
+
+    def state() -> str:
+        (outcome,) = store.refresher.run().outcomes
+        return outcome.state
+
+    finish(True)
+    assert (state(), state()) == ("published", "fresh")
+    finish(False)  # by a run with --force that was killed before it published
+    assert state() == "rejected" and not folder.exists()
+    assert state() == "fresh"  # of the version in service, whatever was rejected after it
+
+
+def test_nothing_of_a_removed_document_stays(make_store: MakeStore) -> None:
+    store = make_store({"empty": "hello", "other": "hello there"})
+    store.refresher.run()
+    work = store.settings.module_dir / "work"
+    job = Job.load(store.job_folder("empty"))
+    plugin = replace(job, doc_id="", module_id="style", curriculum=replace(job.curriculum, chunks=("hello",)))
+    plugin.save(work / "plugin-0-1")
+    with FileLock(work / REFRESH_LOCK), FileLock(work / DISTILL_LOCK):  # another process is at work
+        forget_document(work, "default", "empty")
+        assert store.job_folder("empty").exists() and (work / "plugin-0-1").exists()
+    store.catalog.remove_document("default", "empty")
+    store.refresher.run(doc_ids=["other"])  # takes away at its end what it kept from being removed
+    assert not store.job_folder("empty").exists() and (work / "plugin-0-1").exists()
+    forget_document(work, "default", "empty")
+    assert not (work / "plugin-0-1").exists()
+    assert store.job_folder("other").exists() and len(list((work / "curricula").glob("*.json"))) == 1
+    forget_document(work, "default", "other")
+    assert not store.job_folder("other").exists() and not list((work / "curricula").glob("*.json"))
+    forget_document(work / "none", "default", "other")
+    assert not (work / "none").exists()

@@ -10,7 +10,7 @@ from hybridqa.errors import InputError
 from hybridqa.evaluation.datasets import EvalDocument, EvalQuestion
 from hybridqa.training.split import TEST_QUESTIONS, split
 
-DOCUMENTS = [EvalDocument(f"d{number}", "", "text") for number in range(20)]
+DOCUMENTS = [EvalDocument(f"d{number}", "", f"text {number}") for number in range(20)]
 QUESTIONS = [
     EvalQuestion(f"{document.doc_id}-{number}", "Who?", ("me",), (document.doc_id,))
     for document in DOCUMENTS
@@ -36,6 +36,16 @@ def test_a_question_about_documents_of_both_sides_is_in_neither() -> None:
     both = EvalQuestion("both", "Who?", ("me",), (learned, held_out[0]))
     found = split(DOCUMENTS, [*QUESTIONS, both])
     assert both not in (*found.train, *found.test)
+
+
+def test_equal_texts_stay_on_one_side() -> None:
+    copies = [replace(document, doc_id=f"copy of {document.doc_id}", title="Copy") for document in DOCUMENTS]
+    asked = [replace(question, doc_ids=(f"copy of {question.doc_ids[0]}",)) for question in QUESTIONS]
+    found = split([*DOCUMENTS, *copies], [*QUESTIONS, *asked])
+    assert len(found.held_out) == 8
+    assert {f"copy of {name}" for name in found.held_out if "copy" not in name} < set(found.held_out)
+    with pytest.raises(InputError, match="2 documents have questions, equal texts counted once"):
+        split([*DOCUMENTS[:2], *copies[:2]], [*QUESTIONS[:60], *asked[:60]])
 
 
 def test_fewer_documents_and_none_that_is_served() -> None:
