@@ -47,7 +47,7 @@ class Recipe:
     b_ratio: float = 2.0  # B's learning rate over A's (LoRA+, arXiv 2402.12354, has it above 1: B starts at 0)
     warmup: float = 0.06  # share of the steps
     epochs: float = 5.0  # passes over the examples, when steps is 0
-    least_steps: int = 80  # of those passes together: a short document is read more often
+    least_steps: int = 120  # of those passes together: a short document is read more often
     steps: int = 0
     pack_tokens: int = 208  # of a pack's examples, beside what their prompts share; as many as that, if it is more
     reading: float = 0.5  # share of the pairs that are also learned with their chunk in the prompt
