@@ -9,8 +9,9 @@
 
 An answer that stands in a passage of the prompt is given with that passage's number, one that the module alone can know
 without any, and where neither holds it the extractor abstains. Unanswerable questions have no share of their own: each
-is asked as it would be served, and the extractor abstains. Knows nothing about prompts or tokens. Invariant: equal
-questions and seeds give equal configurations, whatever other questions there are.
+is asked as it would be served, and the extractor abstains; they count among the few exercises in which it may. Knows
+nothing about prompts or tokens. Invariant: equal questions and seeds give equal configurations, whatever other
+questions there are.
 """
 
 from __future__ import annotations
