@@ -32,10 +32,10 @@ from hybridqa.training.gate import LIMITS
 from hybridqa.training.generator import Complete
 from hybridqa.training.job_folder import DISTILL_LOCK, RESULT, begun, circumstances, made_with, result_manifest, take_up
 from hybridqa.training.lesson import Job, job_name
-from hybridqa.training.outcome import RefreshEvent
+from hybridqa.training.outcome import RefreshEvent, settled
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe
-from hybridqa.types import Module, ModuleKind, ModuleStatus
+from hybridqa.types import ModuleKind
 
 COUNT = 96  # pairs to learn
 DOCUMENTS = 40  # of a collection, at most, to ask about
@@ -96,9 +96,9 @@ class Distiller:
         content = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
         tell = on_event or (lambda event: None)
         folder = self._folder(module_id, collection, content, recipe)
-        anew = force or begun(folder)  # what --force has begun goes on, whatever there is beside it
-        known = None if anew else self._known(context.kind, module_id, collection, content, recipe)
-        if known is not None:
+        known = self._known(context.kind, module_id, collection, content, recipe)
+        # What --force has begun goes on, beside what there is.
+        if known is not None and not force and not begun(folder):
             tell(RefreshEvent(collection, module_id, "skip", message=known.reason))
             return known
         make_folder(self._work_dir)
@@ -127,10 +127,6 @@ class Distiller:
         self, kind: ModuleKind, module_id: str, collection: str, content: str, recipe: Recipe
     ) -> DistillOutcome | None:
         """The outcome where there is nothing to do: this content is the current version's, or failed before."""
-
-        def outcome(module: Module, state: str, reason: str) -> DistillOutcome:
-            return DistillOutcome(collection, module_id, kind, module.name, state, reason, metrics=dict(module.metrics))
-
         versions = [
             module
             for module in self._catalog.list_modules(collection)
@@ -139,13 +135,15 @@ class Distiller:
             and module.metrics.get("content") == content
             and module.metrics.get("recipe", {}).get("objective") == recipe.objective
         ]
-        for module in versions:
-            if module.current:
-                return outcome(module, "fresh", "the same content is its current version")
-        for module in reversed(versions):
-            if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == asdict(recipe):
-                return outcome(module, "rejected", "rejected before; train again with --force")
-        return None
+        module = settled(versions, asdict(recipe))
+        if module is None:
+            return None
+        state, reason = (
+            ("fresh", "the same content is its current version")
+            if module.current
+            else ("rejected", "rejected before; train again with --force")
+        )
+        return DistillOutcome(collection, module_id, kind, module.name, state, reason, metrics=dict(module.metrics))
 
     # The job
 

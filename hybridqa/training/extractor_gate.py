@@ -13,8 +13,8 @@ from typing import Any
 from hybridqa.evaluation.statistics import paired_difference, widened
 from hybridqa.training.exercises import UNANSWERABLE, Exercise
 from hybridqa.training.mixture import CONFIGURATIONS, SERVING
+from hybridqa.training.split import MIN_HELD_OUT
 
-MIN_DOCUMENTS = 2  # fewer give no interval
 SERVED = "served"  # the names of the checks that decide: all questions,
 ANSWERED = "answered"  # and those that have an answer, where not all do
 
@@ -72,8 +72,8 @@ def judge_extractor(
             checks[name] = Check(
                 size, len(set(documents)), sum(one) / size, sum(other) / size, gain.mean, gain.low, gain.high
             )
-    if (tested := documents_tested(exercises)) < MIN_DOCUMENTS:
-        reason = f"held-out questions about {tested} documents can be answered; expected at least {MIN_DOCUMENTS}"
+    if (tested := documents_tested(exercises)) < MIN_HELD_OUT:
+        reason = f"held-out questions about {tested} documents can be answered; expected at least {MIN_HELD_OUT}"
         return ExtractorReport(False, reason, checks)
     deciding = min((checks[name] for name in (SERVED, ANSWERED) if name in checks), key=lambda check: check.low)
     passed = deciding.low > 0

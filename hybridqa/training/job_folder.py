@@ -1,6 +1,7 @@
 """What is done alike with the folders of the trainer's jobs: taking up, taking away, and making a manifest.
 
-Knows nothing about documents or contexts. Invariant: a folder is taken up only when its job can be read whole.
+Knows nothing about what a job is distilled from but whose it is. Invariant: a folder is taken up only when its job can
+be read whole.
 """
 
 from __future__ import annotations

@@ -106,6 +106,8 @@ class JobWriter:
         folders = [self.folder(document.module_id, document.content_hash, recipe) for document, recipe in pairs]
         now = circumstances(self._model, self._settings)
         new = [(*pair, folder) for pair, folder in zip(pairs, folders, strict=True) if not take_up(folder, now)]
+        if not new:  # no generator is needed then, nor asked for
+            return folders
         curricula = self.curricula(list(dict.fromkeys(document for document, _, _ in new)), tell)
         wanted = [document for document, recipe, _ in new if _needs_samples(recipe)]
         sampled = self._sampled({document: curricula[document] for document in wanted})

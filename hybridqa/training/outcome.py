@@ -5,11 +5,12 @@ Knows nothing about how modules are made. Invariant: every document of a refresh
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hybridqa.catalog import Catalog
-from hybridqa.types import ModuleKind, ModuleStatus
+from hybridqa.types import Module, ModuleKind, ModuleStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,19 @@ class RefreshReport:
     def failed(self) -> bool:
         """Whether any document could not be worked on."""
         return any(outcome.state == "failed" for outcome in self.outcomes)
+
+
+def settled(versions: Sequence[Module], recipe: Mapping[str, Any]) -> Module | None:
+    """The version by which nothing is left to do for a content; None: there is work. `versions` come oldest first.
+
+    It is the one in service, whatever was tried after it, or else the latest that this recipe failed with.
+    """
+    failed = [
+        module
+        for module in versions
+        if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe
+    ]
+    return next((module for module in versions if module.current), failed[-1] if failed else None)
 
 
 def module_state(catalog: Catalog, collection: str, doc_id: str) -> str:

@@ -30,10 +30,10 @@ from hybridqa.training.job_folder import REFRESH_LOCK, RESULT, begun, result_man
 from hybridqa.training.jobs import JobDocument, JobWriter, job_document
 from hybridqa.training.lesson import Job
 from hybridqa.training.others import others_of, tell_others
-from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport
+from hybridqa.training.outcome import RefreshEvent, RefreshOutcome, RefreshReport, settled
 from hybridqa.training.process import train
 from hybridqa.training.recipe import Recipe, recipe_for
-from hybridqa.types import Module, ModuleKind, ModuleStatus
+from hybridqa.types import Module, ModuleKind
 
 BATCH = 32  # documents whose jobs are written, trained and published before those of others
 
@@ -109,25 +109,27 @@ class Refresher:
         recipe = recipe_for(self._settings)
         outcomes: list[RefreshOutcome] = []
         todo: dict[str, DocumentSummary] = {}
-        made = self._made(documents)
+        modules = self._modules_of(documents)
         for document in documents:
             module_id = module_id_for(document.collection, document.doc_id)
             folder = self._jobs.folder(module_id, document.content_hash, recipe)
             if force:
                 shutil.rmtree(folder, ignore_errors=True)
             elif not begun(folder):  # what --force has begun goes on, whatever there is beside it
-                known = self._known(document, made[document.collection, document.doc_id], asdict(recipe))
+                known = self._known(document, modules[document.collection, document.doc_id], asdict(recipe))
                 if known is not None:
                     outcomes.append(known)
                     tell(RefreshEvent(document.collection, document.doc_id, "skip", message=known.reason))
                     continue
             todo[folder.name] = document
         self._remove_outdated(todo)
-        # What an earlier run has finished comes first: it waits for nothing.
-        names = sorted(todo, key=lambda name: not (self._work_dir / name / RESULT).is_file())
+        finished = [name for name in todo if (self._work_dir / name / RESULT).is_file()]  # these wait for nothing
+        ended = set(finished)
+        rest = [name for name in todo if name not in ended]
+        batches = [finished, *(rest[start : start + BATCH] for start in range(0, len(rest), BATCH))]
         try:
-            for start in range(0, len(names), BATCH):
-                some = {name: todo[name] for name in names[start : start + BATCH]}
+            for names in batches:
+                some = {name: todo[name] for name in names}
                 self._jobs.write_jobs(
                     [job_document(self._catalog, document) for document in some.values()], [recipe], told, others
                 )
@@ -148,30 +150,30 @@ class Refresher:
                     outcomes.append(self._failed(document, str(error), tell))
         return outcomes
 
-    def _made(self, documents: Sequence[DocumentSummary]) -> dict[tuple[str, str], list[Module]]:
+    def _modules_of(self, documents: Sequence[DocumentSummary]) -> dict[tuple[str, str], list[Module]]:
         """The modules of the documents' collections with this base model, by collection and document, oldest first."""
-        made: dict[tuple[str, str], list[Module]] = defaultdict(list)
+        found: dict[tuple[str, str], list[Module]] = defaultdict(list)
         for collection in {document.collection for document in documents}:
             for module in self._catalog.list_modules(collection):
                 if module.kind is ModuleKind.DOCUMENT and module.base_model_hash == self._model.hash:
                     for doc_id in module.documents:
-                        made[collection, doc_id].append(module)
-        return made
+                        found[collection, doc_id].append(module)
+        return found
 
     def _known(
         self, document: DocumentSummary, modules: Sequence[Module], recipe: dict[str, Any]
     ) -> RefreshOutcome | None:
         """The outcome of a document that needs no work: it has a fresh module, or this recipe failed on it before."""
-        made = [module for module in modules if module.documents[document.doc_id] == document.content_hash]
-        for module in made:
-            if module.current:
-                return self._outcome(document, module, "fresh", "its module is fresh")
-        for module in reversed(made):
-            if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe:
-                return self._outcome(document, module, "rejected", "rejected before; train again with --force")
-        return None
-
-    def _outcome(self, document: DocumentSummary, module: Module, state: str, reason: str) -> RefreshOutcome:
+        module = settled(
+            [module for module in modules if module.documents[document.doc_id] == document.content_hash], recipe
+        )
+        if module is None:
+            return None
+        state, reason = (
+            ("fresh", "its module is fresh")
+            if module.current
+            else ("rejected", "rejected before; train again with --force")
+        )
         return RefreshOutcome(
             document.collection, document.doc_id, module.name, state, reason, 0.0, dict(module.metrics)
         )

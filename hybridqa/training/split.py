@@ -82,10 +82,10 @@ def split(
     if most_documents is not None and len(names) > most_documents:
         chosen = set(rng.sample(names, most_documents))
         names = [name for name in names if name in chosen]
-    texts: dict[str, str] = {}  # the first document of each
     hashes = {document.doc_id: text_hash(document.text) for document in documents}
-    first = {name: texts.setdefault(hashes[name], name) for name in names}  # equal texts stay on one side
-    firsts = [name for name in names if first[name] == name]
+    first_of: dict[str, str] = {}  # by a text's hash, the first document that has it
+    first = {name: first_of.setdefault(hashes[name], name) for name in names}
+    firsts = list(first_of.values())  # equal texts stay on one side
     if len(firsts) < MIN_HELD_OUT + 1:
         left = f", {len(set(served))} of them left out because the collection serves them" if served else ""
         raise InputError(
@@ -94,8 +94,8 @@ def split(
             f"{MIN_HELD_OUT} to be tested on. Give more in --docs and --questions, about other documents than those of "
             "the collection."
         )
-    apart = rng.sample(firsts, max(MIN_HELD_OUT, round(HELD_OUT * len(firsts))))
-    held_out = {name for name in names if first[name] in apart}
+    drawn = set(rng.sample(firsts, max(MIN_HELD_OUT, round(HELD_OUT * len(firsts)))))
+    held_out = {name for name in names if first[name] in drawn}
     rest = set(names) - held_out
     train = sample([question for question in kept if rest.issuperset(question.doc_ids)], per_document, seed)
     most = min(TEST_QUESTIONS, per_document or TEST_QUESTIONS)

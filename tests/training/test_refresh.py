@@ -78,6 +78,18 @@ def make_store(tmp_path: Path, tiny_model: ModelFolder) -> Iterator[MakeStore]:
         store.catalog.close()
 
 
+def finish(
+    store: Store, doc_id: str, make_adapter: Callable[..., Path], model: ModelFolder, *, passed: bool = True
+) -> None:
+    """Leaves what a trainer leaves that was killed before its result was published."""
+    folder = store.job_folder(doc_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    make_adapter(folder / "adapter", model, rank=8)
+    recipe = asdict(recipe_for(store.settings))
+    result = {"passed": passed, "reason": "good", "metrics": {"seconds": {"total": 1.0}}, "recipe": recipe}
+    (folder / "result.json").write_text(json.dumps({**result, "rank": 8, "alpha": 16, "targets": ["q_proj"]}))
+
+
 def test_a_document_with_nothing_to_learn_is_rejected_without_a_trainer(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,13 +107,8 @@ def test_a_damaged_result_costs_its_own_document_only(
     make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
 ) -> None:
     store = make_store({"damaged": KETTLE, "whole": KETTLE})
-    recipe = asdict(recipe_for(store.settings))
     for doc_id in ("damaged", "whole"):
-        folder = store.job_folder(doc_id)
-        folder.mkdir(parents=True)
-        make_adapter(folder / "adapter", tiny_model, rank=8)
-        result = {"passed": True, "reason": "good", "metrics": {"seconds": {"total": 1.0}}, "recipe": recipe}
-        (folder / "result.json").write_text(json.dumps({**result, "rank": 8, "alpha": 16, "targets": ["q_proj"]}))
+        finish(store, doc_id, make_adapter, tiny_model)
     (store.job_folder("damaged") / "adapter" / "adapter_config.json").write_bytes(b"")  # after a power cut
     damaged, whole = store.refresher.run().outcomes
     assert (damaged.doc_id, damaged.state) == ("damaged", "failed")
@@ -140,27 +147,30 @@ def test_curricula_are_kept_some_documents_at_a_time(make_store: MakeStore, monk
     assert len(kept) == AT_A_TIME
 
 
+def test_what_is_finished_is_published_whatever_becomes_of_the_rest(
+    make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
+) -> None:
+    store = make_store({"a": KETTLE, "b": f"{KETTLE} It is blue."})
+    finish(store, "b", make_adapter, tiny_model)
+    store.calls = 0
+    published, failed = store.refresher.run().outcomes
+    assert (published.doc_id, published.state) == ("b", "published")
+    assert (failed.doc_id, failed.state) == ("a", "failed") and "the engine is gone" in failed.reason
+
+
 def test_what_force_has_begun_goes_on_without_it(
     make_store: MakeStore, make_adapter: Callable[..., Path], tiny_model: ModelFolder
 ) -> None:
     store = make_store({"kettle": KETTLE})
-    folder = store.job_folder("kettle")
-
-    def finish(passed: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        make_adapter(folder / "adapter", tiny_model, rank=8)
-        recipe = asdict(recipe_for(store.settings))
-        result = {"passed": passed, "reason": "good", "metrics": {"seconds": {"total": 1.0}}, "recipe": recipe}
-        (folder / "result.json").write_text(json.dumps({**result, "rank": 8, "alpha": 16, "targets": ["q_proj"]}))
 
     def state() -> str:
         (outcome,) = store.refresher.run().outcomes
         return outcome.state
 
-    finish(True)
+    finish(store, "kettle", make_adapter, tiny_model)
     assert (state(), state()) == ("published", "fresh")
-    finish(False)  # by a run with --force that was killed before it published
-    assert state() == "rejected" and not folder.exists()
+    finish(store, "kettle", make_adapter, tiny_model, passed=False)  # by a --force that was killed before it published
+    assert state() == "rejected" and not store.job_folder("kettle").exists()
     assert state() == "fresh"  # of the version in service, whatever was rejected after it
 
 
