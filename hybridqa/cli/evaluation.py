@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -17,6 +17,9 @@ from rich.progress import Progress, TaskID
 from hybridqa.cli import output
 from hybridqa.cli.context import AsJson, command, options, quieten
 from hybridqa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hybridqa.evaluation.options import Plan
 
 app = typer.Typer(help="Measure on documents and questions with gold answers.", no_args_is_help=True)
 
@@ -114,6 +117,7 @@ def grid(
     if work is not None and work.exists() and not work.is_dir():
         raise ConfigError(f"--work is {str(work)!r}, which is no folder; expected a folder, there or to be made.")
     folder = work or Path(tempfile.mkdtemp(prefix="hybridqa-grid-"))
+    output.note(_scale(plan), style="dim")
     output.note(f"working in {folder}; --work {folder} goes on from there", style="dim")
     with output.progress() as bar:
         report = make_report(run_grid(plan, folder, _Line(bar).show))
@@ -124,6 +128,16 @@ def grid(
         output.say_json(report)
     else:
         _show(report)
+
+
+def _scale(plan: Plan) -> str:
+    """How much there is to do, and how to begin with less of it."""
+    words = sum(len(document.text.split()) for document in plan.documents if document.doc_id in plan.doc_ids)
+    modules, answers = len(plan.doc_ids) * len(plan.trained), len(plan.questions) * len(plan.arms)
+    return (
+        f"{modules} modules to train, of {len(plan.doc_ids)} documents of {words:,} words together, and {answers:,} "
+        "answers; with --documents 2 or --max-words there is less, and the same --work adds to it later"
+    )
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -1,7 +1,7 @@
 """Documents and questions with gold answers, read from JSON lines and checked line by line.
 
 Knows nothing about stores or models. Invariant: every question that is handed out has a text, at least one gold answer
-unless it is marked unanswerable, and gold documents that exist where the documents were given.
+unless it is marked unanswerable, and gold documents, each once, that exist where the documents were given.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _question(line: _Line, known: Collection[str] | None) -> EvalQuestion:
         qid=line.text("qid"),
         question=line.text("question"),
         answers=line.texts("answers", empty=unanswerable, missing=unanswerable),
-        doc_ids=line.texts("doc_ids", empty=True, missing=unanswerable),
+        doc_ids=tuple(dict.fromkeys(line.texts("doc_ids", empty=True, missing=unanswerable))),
         unanswerable=unanswerable,
     )
     missing = [doc_id for doc_id in question.doc_ids if known is not None and doc_id not in known]

@@ -15,13 +15,25 @@ _CITATION = re.compile(r"\s?\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WORD = re.compile(r"\w+")
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_WIDE_PUNCTUATION = re.compile("[\u3000-\u3004\u3008-\u3020\u3030\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]")
 
 Metric = Callable[[str, Sequence[str]], float]
 
 
 def normalise(text: str) -> str:
-    """SQuAD's way of comparing answers: lower case, no (ASCII) punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD's way of comparing answers: lower case, no (ASCII) punctuation, no articles, single spaces.
+
+    Where a script puts no spaces between words each character is one, as in MLQA.
+    """
+    return " ".join(_ARTICLE.sub(" ", _spaced(text).lower().translate(_PUNCTUATION)).split())
+
+
+def _spaced(text: str) -> str:
+    return text if text.isascii() else _UNSPACED.sub(r" \g<0> ", _WIDE_PUNCTUATION.sub(" ", text))
 
 
 def without_citations(answer: str) -> str:
@@ -34,7 +46,7 @@ def _bare(answer: str) -> str:
 
 
 def _words(answer: str) -> list[str]:
-    return _WORD.findall(without_citations(answer).lower())
+    return _WORD.findall(_spaced(without_citations(answer)).lower())
 
 
 def token_f1(answer: str, golds: Sequence[str]) -> float:

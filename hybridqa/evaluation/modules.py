@@ -142,6 +142,7 @@ class GridModules:
         order = [jobs[key] for key in todo.values()]
         for folder in order:
             self._tell_of_others(jobs, *todo[folder.name])
+        places = {name: place for place, name in enumerate(todo)}
         together = self._store.settings.train_together
         again = f"hybridqa eval grid … --work {self._work}"
         for event in train(order, together=together, again=again) if todo else ():
@@ -151,7 +152,8 @@ class GridModules:
                     self._tell_of_others(jobs, *todo[folder.name])
             if event["stage"] == "failed":
                 failed[event["job"]] = event["reason"]
-            self._tell(f"{event['stage']} {' · '.join(todo[event['job']])}", event["step"], event["total"])
+            number = f"module {1 + places[event['job']]} of {len(todo)}"
+            self._tell(f"{number}: {event['stage']} {' · '.join(todo[event['job']])}", event["step"], event["total"])
         return failed
 
     def _module(self, doc_id: str, objective: str, folder: Path, failure: str) -> GridModule:

@@ -29,6 +29,7 @@ HEADER_TOKENS = 48  # of the model's window are kept for title, heading and what
 TITLE_TOKENS = 20
 HEADING_TOKENS = 20
 JOIN = " — "
+UNKNOWN_BYTES = 12  # of a text with unknown tokens, to a token at most; of known ones a token seldom has more
 BATCH = 32
 _TEXT_FORMAT = "1"  # part of the fingerprint: what `passage_text` makes of a passage
 _WINDOW = 512  # tokens, of a model that does not say its own
@@ -105,8 +106,18 @@ class Embedder:
         return vector_D
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, without the special ones around it."""
-        return [len(ids) for ids in self._token_ids(list(texts))] if texts else []
+        """How many tokens each text has, without the special ones around it.
+
+        A text in a script that the tokenizer does not know, a word to one unknown token, counts by its length: a
+        language model takes its words to pieces.
+        """
+        if not texts:
+            return []
+        unknown = getattr(self._model().tokenizer, "unk_token_id", None)
+        return [
+            max(len(ids), len(text.encode("utf-8", "replace")) // UNKNOWN_BYTES) if unknown in ids else len(ids)
+            for text, ids in zip(texts, self._token_ids(list(texts)), strict=True)
+        ]
 
     def passage_text(self, title: str, heading: str, text: str) -> str:
         """What is embedded for a passage: title and heading, cut to their share of the window, before its text."""

@@ -7,7 +7,6 @@ catalogs or registries. Invariant: what ends one job, or a kill, leaves the othe
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ import torch
 from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.assignment import Assignment
 from hybridqa.training.lesson import Job
-from hybridqa.training.memory import forget_peak
+from hybridqa.training.memory import forget_peak, give_back
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.together import Together
 from hybridqa.training.trainer import Trainer
@@ -110,9 +109,7 @@ class Worker:
             why = f"{type(error).__name__}: {error}"
         # Only here is the error gone, and with it what the steps held of the GPU's memory.
         print(f"{len(folders)} jobs cannot train together, each goes on alone: {why}", file=sys.stderr, flush=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         for folder in folders:
             if folder not in self._ended:
                 with self._apart(folder):  # it goes on from its checkpoint
@@ -122,6 +119,7 @@ class Worker:
         """Trains the jobs' adapters, each in its turn or all in one row, and judges them."""
         assert self._trainer is not None and self._prompts is not None
         alone = len(folders) == 1
+        give_back()  # of the jobs before
         forget_peak()
         begun: dict[int, Assignment] = {}
         with Together(self._trainer, recipe, len(folders)) as adapters:

@@ -40,6 +40,11 @@ def test_good_lines_come_through(tmp_path: Path) -> None:
     ]
 
 
+def test_a_document_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    (question,) = read_questions(write(tmp_path / "questions.jsonl", [{**QUESTION, "doc_ids": ["b", "a", "b"]}]))
+    assert question.doc_ids == ("b", "a")
+
+
 def test_documents_of_an_answered_question_have_to_be_named(tmp_path: Path) -> None:
     path = write(tmp_path / "questions.jsonl", [{"qid": "q", "question": "Who?", "answers": ["Ann"]}])
     with pytest.raises(InputError, match="'doc_ids' is missing"):

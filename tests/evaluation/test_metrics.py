@@ -17,6 +17,9 @@ from hybridqa.evaluation.metrics import METRICS, contains, exact_match, normalis
         ("1.7 litres", "17 litres"),
         ("a", ""),
         ("well-to-do", "welltodo"),
+        ("《紅樓夢》由曹雪芹寫。", "紅 樓 夢 由 曹 雪 芹 寫"),
+        ("佐々木さん、2024年", "佐 々 木 さ ん 2024 年"),
+        ("Łódź é", "łódź é"),
     ],
 )
 def test_normalise(text: str, bare: str) -> None:
@@ -35,6 +38,7 @@ def test_normalise(text: str, bare: str) -> None:
         ("the", [""], 1.0),  # both are empty once they are bare
         ("Denver [1]", ["Denver"], 1.0),
         ("Denver", [], 0.0),
+        ("曹雪芹", ["曹雪"], 0.8),  # each character is a word: 2 of 3 said, 2 of 2 gold
     ],
 )
 def test_token_f1(answer: str, golds: list[str], f1: float) -> None:
@@ -50,6 +54,8 @@ def test_exact_match_and_contains() -> None:
     assert contains("Denver won, Broncos", ["Denver Broncos"]) == 0  # and in a row
     assert contains("It was 1[1], I think", ["11"]) == 0  # a citation is no part of a number
     assert contains("anything at all", ["the"]) == 0  # a gold answer without words is in nothing
+    assert contains("小说由曹雪芹写成", ["曹雪芹"]) == 1  # a script without spaces
+    assert contains("小说由曹雪写成", ["曹雪芹"]) == 0
     assert contains("", []) == exact_match("", []) == 0
 
 
@@ -57,6 +63,7 @@ def test_exact_match_and_contains() -> None:
     ("answer", "golds", "rouge"),
     [
         ("the cat sat", ["the cat was sat"], 6 / 7),  # subsequence of 3: 2 * 3 / (3 + 4)
+        ("曹雪芹", ["曹雪"], 0.8),
         ("sat cat the", ["the cat sat"], 1 / 3),  # order counts: subsequence of 1
         ("police killed the gunman", ["police kill the gunman", "gunman"], 0.75),
         ("The CAT!", ["the cat"], 1.0),

@@ -69,6 +69,12 @@ def test_tokens_are_counted_without_special_ones_and_without_limit(embedder: Emb
     assert embedder.count_tokens(["", "river", "river " * 1_000]) == [0, 1, 1_000]
 
 
+def test_a_script_that_the_tokenizer_does_not_know_counts_by_its_length(embedder: Embedder) -> None:
+    assert embedder.count_tokens(["river " * 100 + "\U0001f6f6"]) == [101]  # one such word counts as it is
+    text = "ഭാരതപ്പുഴ കേരളത്തിലെ ഒരു നദിയാണ് " * 40
+    assert embedder.count_tokens([text])[0] >= len(text.encode()) // 12 > 1.5 * len(text.split())
+
+
 def test_threads_share_it(embedder: Embedder) -> None:
     expected = [embedder.embed_query(text) for text in TEXTS]
     with ThreadPoolExecutor(4) as pool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
 import numpy as np
 import pytest
 
-from hybridqa.training.memory import forget_peak, peak_memory
+from hybridqa.training.memory import forget_peak, give_back, peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot forget a peak")
@@ -22,3 +23,17 @@ def test_a_peak_is_of_the_work_since_it_was_forgotten() -> None:
     small, large, again = hold(1), hold(300), hold(1)
     assert large - small == pytest.approx(300, abs=30)
     assert abs(again - small) < 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked for it")
+def test_what_is_freed_goes_back_to_the_system() -> None:
+    held = [bytes(2_000) for _ in range(100_000)]  # small blocks stay with the allocator
+    last = bytes(2_000)  # above them: it keeps the heap from shrinking by itself
+    del held
+    forget_peak()
+    before = peak_memory()
+    give_back()
+    forget_peak()
+    after = peak_memory()
+    assert last and before is not None and after is not None
+    assert before - after > 100
