@@ -78,7 +78,9 @@ WAYS: dict[str, tuple[str, Result]] = {  # each switched off alone; what the spe
 NOT_SEPARABLE = {
     "what a pass teaches": "LoRA+ rates, cross-entropy where the teacher doubts, several wordings: they change how "
     "many passes are needed, not what one costs; see the passes, and whole runs with --recipe NAME=VALUE",
-    "stopping early": "it ends a run, it makes no pass cheaper; the curves show what a longer run would have given",
+    "stopping early": "not done: the rate falls to nothing at a planned end, so that a run that ends before it has not "
+    "settled; the curves show what ends of other lengths would give",
+    "length-sorted batches": "not needed: what is packed in a row has no padding, whatever its lengths",
     "adapter matmuls that do not upcast": "the trainer's own layers have no other way; peft's are in the reference",
     "several documents in one batch": "one document is measured here; see together_speed.py",
 }
