@@ -10,7 +10,8 @@ the fastest is taken; the reference at several learning rates, of which the one 
 and stays there for three points of its curve, is taken (more are tried while the best is at the edge); then, for every
 seed, the reference, hybridqa, and hybridqa with the reference's objective (KL and hidden states alone: what engineering
 gives without the recipe); then hybridqa with each of its ways switched off. The held-out loss is computed in yet
-another process, by one function for all (`held_out_loss.py`). The machine must be quiet.
+another process, by one function for all (`held_out_loss.py`). The machine must be quiet. With `--work FOLDER` a run
+that was stopped goes on after the last arm that it finished.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ HERE = Path(__file__).parent
 LEVELS = (1.0, 0.9, 0.75, 0.5)  # shares of what the reference gains over the base model
 SETTLED = 3  # points of a curve that have to be low together
 SAME_PACE = 1.05  # of batch sizes that are about as fast, the smallest learns most from a pair
+SNAPSHOTS = "snapshots-"  # folders of a run's adapters, until they are judged
 Result = dict[str, Any]
 
 TRAINERS: dict[str, Result] = {  # hybridqa as it is, and with nothing learned but what the reference learns
@@ -90,7 +95,8 @@ def main() -> None:
     """Runs every arm and writes the result, after each arm what there is so far."""
     options = parse()
     model = resolve_model(options.model, Settings().cache_dir)
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         print(table(Bench(options, model, Path(folder)).run()))
 
 
@@ -115,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=24, help="of each curve")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing that is no whole run")
     parser.add_argument("--ablation-pairs", type=int, default=48, help="0: no ablation")
+    parser.add_argument("--work", type=Path, help="folder to work in; with it a run that was stopped goes on")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "distillation_speed.json")
     options = parser.parse_args()
     if options.document is None and (options.curriculum is None or not options.curriculum.is_file()):
@@ -171,6 +178,18 @@ class Bench:
         self._options.output.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(self._options.output, json.dumps(self.result, indent=1) + "\n")
 
+    def _once(self, name: str, decides: Result, make: Callable[[], Result]) -> Result:
+        """What `make` gives, or gave to an earlier run in this folder that the same code, data and spec decided."""
+        about = [name, decides, commit(), self._model.hash, self._options.device, self._curriculum.read_text("utf-8")]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        path = self._folder / f"{name}-{digest}.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        made = make()
+        if "skipped" not in made:
+            atomic_write_text(path, json.dumps(made))
+        return made
+
     def _arm(self, arm: str, *, must: bool = True, **spec: Any) -> Result:
         """One process. With `must`, its failure is the measurement's; else the result says why it was skipped."""
         common = {
@@ -225,8 +244,9 @@ class Bench:
         tried: dict[str, dict[str, float]] = {}
         for dtype in options.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
             batches = options.batches or ([8, 16, 32, 64] if gpu else [4, 8, 16])
-            spec = {"dtype": dtype, "batches": batches, "repeats": options.repeats}
-            made = self._arm("pace", rank=recipe["rank"], alpha=recipe["alpha"], **spec)
+            spec: Result = {"dtype": dtype, "batches": batches, "repeats": options.repeats}
+            spec |= {"rank": recipe["rank"], "alpha": recipe["alpha"]}
+            made = self._once("pace", spec, partial(self._arm, "pace", **spec))
             tried[dtype] = made["seconds_per_pair"]
         dtype = min(tried, key=lambda name: min(tried[name].values()))
         fastest = min(tried[dtype].values())
@@ -278,7 +298,13 @@ class Bench:
 
     def _scored(self, arm: str, label: str, **spec: Any) -> Result:
         """A whole run, with the held-out loss at each of its points."""
-        with tempfile.TemporaryDirectory(dir=self._folder) as snapshots:
+        decides = {**spec, "label": label, "points": self._options.points}
+        return self._once(arm, decides, lambda: self._run_and_score(arm, label, spec))
+
+    def _run_and_score(self, arm: str, label: str, spec: Result) -> Result:
+        for left in self._folder.glob(f"{SNAPSHOTS}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=SNAPSHOTS) as snapshots:
             run = self._arm(arm, label=label, snapshots=snapshots, points=self._options.points, **spec)
             scale = self._chosen["alpha"] / self._chosen["rank"]
             scored = self._arm("score", label=label, snapshots=snapshots, scale=scale)
@@ -300,8 +326,9 @@ class Bench:
         }
         for way, (label, changes) in WAYS.items():
             recipe = {**recipe_of(options, options.seeds[0]), **changes.get("recipe", {})}
-            spec = {"recipe": recipe, "dtype": changes.get("dtype", options.dtype), "repeats": options.repeats}
-            made = self._arm("ablation", must=way == "none", way=way, pairs=pairs, **spec)
+            spec: Result = {"recipe": recipe, "dtype": changes.get("dtype", options.dtype), "repeats": options.repeats}
+            spec |= {"way": way, "pairs": pairs}
+            made = self._once("ablation", spec, partial(self._arm, "ablation", must=way == "none", **spec))
             if "seconds_per_pass" in made:
                 whole = found.get("none", made)["seconds_per_pass"]
                 made["times_as_long"] = made["seconds_per_pass"] / whole

@@ -153,6 +153,7 @@ def test_the_clock_leaves_out_what_is_paused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
 def test_the_layers_can_be_compiled(spec: dict[str, Any]) -> None:
     compiled = script("distillation_arms").ablation(
         {**spec, "recipe": RECIPE, "way": "compile", "pairs": 4, "repeats": 1}
@@ -218,6 +219,7 @@ def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
 def test_the_whole_measurement_runs(
     curriculum_path: Path, tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +253,10 @@ def test_the_whole_measurement_runs(
     assert "| hybridqa | 100% of the reference's gain |" in shown
     assert "| the reference, float32 |" in shown
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+    started.clear()
+    again = Bench(speed.parse(), tiny_model, tmp_path).run()
+    assert not started and not list(tmp_path.glob("snapshots-*"))
+    assert all(again[name] == result[name] for name in ("pace", "sweep", "runs", "summary", "ablation"))
 
 
 @pytest.mark.slow
