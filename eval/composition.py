@@ -9,17 +9,17 @@ for each, as they serve, or evenly with the same sum of squares, or whole. A run
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
+
+from grid_runs import RECORDED, grid_options, parser, show, tell
 
 from hybridqa.cli.output import plain
 from hybridqa.config import Settings
 from hybridqa.evaluation.grid import run_grid
-from hybridqa.evaluation.options import GridOptions, make_plan
+from hybridqa.evaluation.options import make_plan
 from hybridqa.evaluation.planner import Shares
 from hybridqa.evaluation.report import make_report
 from hybridqa.files import atomic_write_text
@@ -50,29 +50,11 @@ WEIGHTS: dict[str, Shares] = {"by evidence": shares_of, "evenly": evenly, "whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, required=True)
-    parser.add_argument("--questions", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
-    parser.add_argument("--compose", type=int, nargs="+", default=(1, 2, 4))
-    parser.add_argument("--documents", type=int, default=0)
-    parser.add_argument("--questions-per-document", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    arms = ["closed", "KM", *(f"KM×{count}" for count in options.compose)]
-    wanted = GridOptions(
-        docs=options.docs,
-        questions=options.questions,
-        arms=arms,
-        objectives=("dcd",),
-        no_extractor=True,
-        compose=tuple(options.compose),
-        documents=options.documents,
-        questions_per_document=options.questions_per_document,
-        seed=options.seed,
-    )
+    known = parser(__doc__)
+    known.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
+    known.add_argument("--compose", type=int, nargs="+", default=(1, 2, 4))
+    options = known.parse_args()
+    wanted = grid_options(options, ["closed", "KM", *(f"KM×{count}" for count in options.compose)], ("dcd",))
     found: dict[str, Any] = {}
     record: dict[str, Any] = {}
     for way in options.ways:
@@ -84,9 +66,9 @@ def main() -> None:
             named = {name: report[name] for name in ("arms", "differences")}
             modules = report["modules"]["dcd"]
             found.setdefault(way, {"recipe": changed(recipe), "modules": summary(modules)})[weights] = named
-            record = {name: report[name] for name in ("command", "commit", "hardware", "model", "seed", "data")}
+            record = {name: report[name] for name in RECORDED}
             atomic_write_text(options.output, json.dumps({**record, "ways": found}, indent=1) + "\n")
-            show(way, weights, named)
+            show(f"{way}, {weights}", named["arms"])
 
 
 def changed(recipe: Recipe) -> dict[str, Any]:
@@ -98,18 +80,6 @@ def changed(recipe: Recipe) -> dict[str, Any]:
 def summary(modules: dict[str, Any]) -> dict[str, Any]:
     """Of the modules: how many passed, and their mean seconds."""
     return {name: modules[name] for name in ("documents", "passed", "seconds")}
-
-
-def tell(stage: str, step: int, total: int) -> None:
-    """A line where a stage begins."""
-    if step == 0:
-        print(stage, flush=True)
-
-
-def show(way: str, weight: str, report: dict[str, Any]) -> None:
-    """The log-probabilities of one way."""
-    cells = (f"{name} {arm['answer_logprob']['mean']:.3f}" for name, arm in report["arms"].items())
-    print(f"{way}, {weight}:", *cells, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
-"""What decides how much a module knows: steps, rank and data, each varied alone around the default recipe.
+"""What decides how much a module knows: steps, rank and how much of the text is learned, each varied alone.
 
     python eval/curves.py --docs X.docs.jsonl --questions X.questions.jsonl --work FOLDER --output FILE
     python eval/curves.py … --vary steps=50,100,200,400 rank=4,64 text=0,4
 
 Trains the modules of the same documents at every point of every curve, each with the product's own trainer from the
-same curricula, and asks with nothing in the prompt. A rank's alpha grows with it, so that an adapter's scale stays. A
-run that was stopped goes on where it was.
+same curricula, and asks with nothing in the prompt; the base model is asked with the gold passage beside. All else is
+the default recipe's, but a rank's alpha grows with it, so that an adapter's scale stays. A run that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
+
+from grid_runs import RECORDED, grid_options, parser, show, tell
 
 from hybridqa.cli.output import plain
 from hybridqa.config import Settings
 from hybridqa.evaluation.grid import run_grid
-from hybridqa.evaluation.options import GridOptions, make_plan
+from hybridqa.evaluation.options import make_plan
 from hybridqa.evaluation.report import make_report
 from hybridqa.files import atomic_write_text
 from hybridqa.training.recipe import Recipe, recipe_for
@@ -29,33 +30,15 @@ VARIED = ("steps=50,100,200,400", "rank=4,64", "text=0,1,4")
 OBJECTIVES = ("dcd", "next-token")
 MEASURES = ("answer_logprob", "token_f1", "contains")
 COSTS = ("documents", "passed", "seconds", "mb")
-RECORDED = ("command", "commit", "hardware", "model", "seed", "data")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", type=Path, required=True)
-    parser.add_argument("--questions", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--vary", nargs="+", default=VARIED, metavar="NAME=VALUES", help="numbers of the recipe")
-    parser.add_argument("--objectives", nargs="+", default=OBJECTIVES)
-    parser.add_argument("--documents", type=int, default=0)
-    parser.add_argument("--max-words", type=int, default=0)
-    parser.add_argument("--questions-per-document", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    wanted = GridOptions(
-        docs=options.docs,
-        questions=options.questions,
-        arms=["closed", *(f"KM:{objective}" for objective in options.objectives), "gold"],
-        objectives=tuple(options.objectives),
-        no_extractor=True,
-        documents=options.documents,
-        max_words=options.max_words,
-        questions_per_document=options.questions_per_document,
-        seed=options.seed,
-    )
+    known = parser(__doc__)
+    known.add_argument("--vary", nargs="+", default=VARIED, metavar="NAME=VALUES", help="numbers of the recipe")
+    known.add_argument("--objectives", nargs="+", default=OBJECTIVES)
+    options = known.parse_args()
+    arms = ["closed", *(f"KM:{objective}" for objective in options.objectives), "gold"]
+    wanted = grid_options(options, arms, options.objectives)
     points: list[dict[str, Any]] = []
     for change in changes(options.vary):
         settings = Settings(seed=options.seed, **ranks(change))
@@ -64,7 +47,7 @@ def main() -> None:
         points.append({"changed": change, **measured(report)})
         record = {name: report[name] for name in RECORDED}
         atomic_write_text(options.output, json.dumps({**record, "points": points}, indent=1) + "\n")
-        show(points[-1])
+        show(", ".join(f"{name} {value}" for name, value in change.items()) or "default", points[-1]["scores"])
 
 
 def changes(vary: Sequence[str]) -> list[dict[str, float]]:
@@ -101,19 +84,6 @@ def measured(report: dict[str, Any]) -> dict[str, Any]:
         "modules": modules,
         **{name: report[name] for name in ("differences", "recovered")},
     }
-
-
-def tell(stage: str, step: int, total: int) -> None:
-    """A line where a stage begins."""
-    if step == 0:
-        print(stage, flush=True)
-
-
-def show(point: dict[str, Any]) -> None:
-    """The log-probabilities of one point."""
-    name = ", ".join(f"{name} {value}" for name, value in point["changed"].items()) or "default"
-    cells = (f"{arm} {score['answer_logprob']['mean']:.3f}" for arm, score in point["scores"].items())
-    print(f"{name}:", *cells, flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ NOT_SEPARABLE = {
     "many passes are needed, not what one costs; see the passes, and whole runs with --recipe NAME=VALUE",
     "stopping early": "not done: the rate falls to nothing at a planned end, so that a run that ends before it has not "
     "settled; the curves show what ends of other lengths would give",
-    "length-sorted batches": "not needed: what is packed in a row has no padding, whatever its lengths",
+    "length-sorted batches": "not needed: a packed row has no padding, whatever its lengths; attention alone pads",
     "adapter matmuls that do not upcast": "the trainer's own layers have no other way; peft's are in the reference",
     "several documents in one batch": "one document is measured here; see together_speed.py",
 }
@@ -179,8 +179,9 @@ class Bench:
         atomic_write_text(self._options.output, json.dumps(self.result, indent=1) + "\n")
 
     def _once(self, name: str, decides: Result, make: Callable[[], Result]) -> Result:
-        """What `make` gives, or gave to an earlier run in this folder that the same code, data and spec decided."""
-        about = [name, decides, commit(), self._model.hash, self._options.device, self._curriculum.read_text("utf-8")]
+        """What `make` gives, or gave to an earlier run in this folder by the same code, machine, data and spec."""
+        machine = [hardware(), self._options.device]
+        about = [name, decides, commit(), machine, self._model.hash, self._curriculum.read_text(encoding="utf-8")]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         path = self._folder / f"{name}-{digest}.json"
         if path.is_file():

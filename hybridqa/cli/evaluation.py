@@ -132,7 +132,8 @@ def grid(
 
 def _scale(plan: Plan) -> str:
     """How much there is to do, and how to begin with less of it."""
-    words = sum(len(document.text.split()) for document in plan.documents if document.doc_id in plan.doc_ids)
+    asked = set(plan.doc_ids)
+    words = sum(len(document.text.split()) for document in plan.documents if document.doc_id in asked)
     modules, answers = len(plan.doc_ids) * len(plan.trained), len(plan.questions) * len(plan.arms)
     return (
         f"{modules} modules to train, of {len(plan.doc_ids)} documents of {words:,} words together, and {answers:,} "

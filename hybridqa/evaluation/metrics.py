@@ -29,7 +29,7 @@ def normalise(text: str) -> str:
 
     Where a script puts no spaces between words each character is one, as in MLQA.
     """
-    return " ".join(_ARTICLE.sub(" ", _spaced(text).lower().translate(_PUNCTUATION)).split())
+    return " ".join(_spaced(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION))).split())
 
 
 def _spaced(text: str) -> str:

@@ -135,14 +135,10 @@ class Distiller:
             and module.metrics.get("content") == content
             and module.metrics.get("recipe", {}).get("objective") == recipe.objective
         ]
-        module = settled(versions, asdict(recipe))
-        if module is None:
+        known = settled(versions, asdict(recipe), "the same content is its current version")
+        if known is None:
             return None
-        state, reason = (
-            ("fresh", "the same content is its current version")
-            if module.current
-            else ("rejected", "rejected before; train again with --force")
-        )
+        module, state, reason = known
         return DistillOutcome(collection, module_id, kind, module.name, state, reason, metrics=dict(module.metrics))
 
     # The job

@@ -51,17 +51,19 @@ class RefreshReport:
         return any(outcome.state == "failed" for outcome in self.outcomes)
 
 
-def settled(versions: Sequence[Module], recipe: Mapping[str, Any]) -> Module | None:
-    """The version by which nothing is left to do for a content; None: there is work. `versions` come oldest first.
+def settled(versions: Sequence[Module], recipe: Mapping[str, Any], fresh: str) -> tuple[Module, str, str] | None:
+    """The version by which nothing is left to do for a content, its state and the reason; None: there is work.
 
-    It is the one in service, whatever was tried after it, or else the latest that this recipe failed with.
+    It is the one in service, whatever was tried after it, or else the latest that this recipe failed with. `versions`
+    come oldest first; `fresh` is the reason of the one in service.
     """
-    failed = [
-        module
-        for module in versions
-        if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe
-    ]
-    return next((module for module in versions if module.current), failed[-1] if failed else None)
+    for module in versions:
+        if module.current:
+            return module, "fresh", fresh
+    for module in reversed(versions):
+        if module.status is ModuleStatus.REJECTED and module.metrics.get("recipe") == recipe:
+            return module, "rejected", "rejected before; train again with --force"
+    return None
 
 
 def module_state(catalog: Catalog, collection: str, doc_id: str) -> str:

@@ -164,16 +164,11 @@ class Refresher:
         self, document: DocumentSummary, modules: Sequence[Module], recipe: dict[str, Any]
     ) -> RefreshOutcome | None:
         """The outcome of a document that needs no work: it has a fresh module, or this recipe failed on it before."""
-        module = settled(
-            [module for module in modules if module.documents[document.doc_id] == document.content_hash], recipe
-        )
-        if module is None:
+        versions = [module for module in modules if module.documents[document.doc_id] == document.content_hash]
+        known = settled(versions, recipe, "its module is fresh")
+        if known is None:
             return None
-        state, reason = (
-            ("fresh", "its module is fresh")
-            if module.current
-            else ("rejected", "rejected before; train again with --force")
-        )
+        module, state, reason = known
         return RefreshOutcome(
             document.collection, document.doc_id, module.name, state, reason, 0.0, dict(module.metrics)
         )

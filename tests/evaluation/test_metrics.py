@@ -20,6 +20,7 @@ from hybridqa.evaluation.metrics import METRICS, contains, exact_match, normalis
         ("《紅樓夢》由曹雪芹寫。", "紅 樓 夢 由 曹 雪 芹 寫"),
         ("佐々木さん、2024年", "佐 々 木 さ ん 2024 年"),
         ("Łódź é", "łódź é"),
+        ("维生素A", "维 生 素 a"),  # no article
     ],
 )
 def test_normalise(text: str, bare: str) -> None:
