@@ -2,9 +2,9 @@
 
     python eval/distillation_arms.py SPEC.json
 
-SPEC names the arm ("curriculum", "reference", "hybridqa", "score", "pace" or "ablation") and what it needs. Seconds of
-training leave out the process's start, the model's loading and the writing of snapshots; they count everything else,
-the teacher and what a trainer makes ready included. Memory is the process's own peak.
+SPEC names the arm ("curriculum", "reference", "hybridqa", "score", "bounds", "pace" or "ablation") and what it needs.
+Seconds of training leave out the process's start, the model's loading and the writing of snapshots; they count
+everything else, the teacher and what a trainer makes ready included. Memory is the process's own peak.
 """
 
 from __future__ import annotations
@@ -287,22 +287,34 @@ def teach(
 
 
 def score(spec: Spec) -> Spec:
-    """The held-out loss at every snapshot of a run, by its file's number; the base model's own, and the teacher's."""
+    """The held-out loss at every snapshot of a run, by its file's number."""
+    model, examples = judge(spec, closed=True)
+    losses = {}
+    for path in Path(spec["snapshots"]).glob("*.safetensors"):
+        with plugged(model, read_snapshot(path), spec["scale"]):
+            losses[path.stem] = held_out_loss(model, examples)
+    return {"losses": losses}
+
+
+def bounds(spec: Spec) -> Spec:
+    """The held-out loss of the base model, and with the chunk in its prompt: the same for every trainer."""
+    return {name: held_out_loss(*judge(spec, closed=name == "base")) for name in ("base", "teacher")}
+
+
+def judge(spec: Spec, *, closed: bool) -> tuple[Any, list[tuple[Sequence[int], Sequence[int]]]]:
+    """The base model in float32, and the held-out pairs as (prompt, target), with or without their chunk."""
     from transformers import AutoModelForCausalLM
 
     lesson = read_curriculum(spec["curriculum"])
     prompts = make_prompts(spec["model_path"])
-    held_out = list(enumerate(lesson.held_out))
-    closed = [closed_example(prompts, pair, key, 0) for key, pair in held_out]
-    sourced = [sourced_example(prompts, pair, key, lesson) for key, pair in held_out]
-    rows, read_rows = ([(item.prompt, item.target) for item in items] for items in (closed, sourced))
+    held_out = enumerate(lesson.held_out)
+    examples = [
+        closed_example(prompts, pair, key, 0) if closed else sourced_example(prompts, pair, key, lesson)
+        for key, pair in held_out
+    ]
     model: Any = AutoModelForCausalLM.from_pretrained(spec["model_path"], dtype=torch.float32).eval()
     model.to(spec["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
-    losses = {}
-    for path in Path(spec["snapshots"]).glob("*.safetensors"):
-        with plugged(model, read_snapshot(path), spec["scale"]):
-            losses[path.stem] = held_out_loss(model, rows)
-    return {"base": held_out_loss(model, rows), "teacher": held_out_loss(model, read_rows), "losses": losses}
+    return model, [(item.prompt, item.target) for item in examples]
 
 
 # Seconds a pass
@@ -412,7 +424,7 @@ def widen_logits(trainer: Trainer) -> Callable[[], bool]:
     return lambda: bool(seen)
 
 
-ARMS = {arm.__name__: arm for arm in (curriculum, reference, hybridqa, score, pace, ablation)}
+ARMS = {arm.__name__: arm for arm in (curriculum, reference, hybridqa, score, bounds, pace, ablation)}
 
 
 def main() -> None:

@@ -5,13 +5,14 @@
     python eval/distillation_speed.py --curriculum CURRICULUM.json    (made before; needs no vLLM)
 
 One document, one curriculum, made once by hybridqa's own synthesis; its held-out questions are nobody's to learn. Then,
-one process after the other: the reference (`reference_recipe.py`) in several batch sizes and numeric types, of which
-the fastest is taken; the reference at several learning rates, of which the one whose held-out loss comes down lowest,
-and stays there for three points of its curve, is taken (more are tried while the best is at the edge); then, for every
-seed, the reference, hybridqa, and hybridqa with the reference's objective (KL and hidden states alone: what engineering
-gives without the recipe); then hybridqa with each of its ways switched off. The held-out loss is computed in yet
-another process, by one function for all (`held_out_loss.py`). The machine must be quiet. With `--work FOLDER` a run
-that was stopped goes on after the last arm that it finished.
+one process after the other: the reference (`reference_recipe.py`) in several numeric types at its smallest batch, and
+in the fastest of them in several batch sizes, of which the fastest is taken; the reference at several learning rates,
+of which the one whose held-out loss comes down lowest, and stays there for three points of its curve, is taken (more
+are tried while the best is at the edge); then, for every seed, the reference, hybridqa, and hybridqa with the
+reference's objective (KL and hidden states alone: what engineering gives without the recipe); then hybridqa with each
+of its ways switched off. The held-out loss is computed in yet another process, by one function for all
+(`held_out_loss.py`). The machine must be quiet. With `--work FOLDER` a run that was stopped goes on after the last arm
+that it finished.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="hybridqa's")
     parser.add_argument("--epochs", type=float, default=0.0, help="hybridqa's passes; 0: its own default")
     parser.add_argument("--recipe", nargs="+", default=[], metavar="NAME=VALUE", help="changes to hybridqa's recipe")
-    parser.add_argument("--points", type=int, default=24, help="of each curve")
+    parser.add_argument("--points", type=int, default=12, help="of each curve")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing that is no whole run")
     parser.add_argument("--ablation-pairs", type=int, default=48, help="0: no ablation")
     parser.add_argument("--work", type=Path, help="folder to work in; with it a run that was stopped goes on")
@@ -238,29 +239,34 @@ class Bench:
         }
 
     def choose_pace(self) -> None:
-        """The reference's numeric type and batch size: the fastest per pair of those tried."""
+        """The reference's numeric type, the fastest per pair at the smallest batch, and its fastest batch size."""
         options = self._options
         gpu = options.device != "cpu" and has_gpu()
         recipe = recipe_of(options, 0)
-        tried: dict[str, dict[str, float]] = {}
-        for dtype in options.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"]):
-            batches = options.batches or ([8, 16, 32, 64] if gpu else [4, 8, 16])
-            spec: Result = {"dtype": dtype, "batches": batches, "repeats": options.repeats}
-            spec |= {"rank": recipe["rank"], "alpha": recipe["alpha"]}
+        sizes = sorted(options.batches or ([8, 16, 32, 64] if gpu else [4, 8, 16]))
+        settings = {"rank": recipe["rank"], "alpha": recipe["alpha"]}
+
+        def measure(dtype: str, batches: list[int]) -> dict[str, float]:
+            spec: Result = {"dtype": dtype, "batches": batches, "repeats": options.repeats, **settings}
             made = self._once("pace", spec, partial(self._arm, "pace", **spec))
-            tried[dtype] = made["seconds_per_pair"]
+            return dict(made["seconds_per_pair"])
+
+        dtypes = options.dtypes or (["bfloat16"] if gpu else ["float32", "bfloat16"])
+        tried = {dtype: measure(dtype, sizes[:1]) for dtype in dtypes}
         dtype = min(tried, key=lambda name: min(tried[name].values()))
+        if sizes[1:]:
+            tried[dtype] |= measure(dtype, sizes[1:])
         fastest = min(tried[dtype].values())
         batch = min(int(size) for size, seconds in tried[dtype].items() if seconds <= SAME_PACE * fastest)
         steps = options.steps or math.ceil(options.passes * self.result["curriculum"]["pairs"] / batch)
-        self._chosen = {"dtype": dtype, "batch": batch, "steps": steps}
-        self._chosen |= {"rank": recipe["rank"], "alpha": recipe["alpha"]}
+        self._chosen = {"dtype": dtype, "batch": batch, "steps": steps, **settings}
         self.result["pace"] = {"seconds_per_pair": tried, "chosen": dict(self._chosen)}
         self.write()
 
     def run_seeds(self) -> None:
         """The reference at each learning rate, then all trainers for every seed."""
         first = self._options.seeds[0]
+        self.result["bounds"] = self._once("bounds", {}, partial(self._arm, "bounds"))
         sweep, best = self._sweep(first)
         self.result["runs"] = []
         for seed in self._options.seeds:
@@ -311,7 +317,7 @@ class Bench:
             scored = self._arm("score", label=label, snapshots=snapshots, scale=scale)
         for point in run["points"]:
             point["loss"] = scored["losses"][str(point["step"])]
-        return {**run, "base_loss": scored["base"], "teacher_loss": scored["teacher"]}
+        return run
 
     def ablate(self) -> None:
         """hybridqa's seconds a pass with each way switched off, beside the reference's."""
@@ -406,7 +412,7 @@ def summarise(runs: Sequence[Result]) -> Result:
             "answer_tokens_per_second": statistics.mean(end["targets"] / end["seconds"] for end in ends),
             **{part: max(run[name]["memory"][part] for run in runs) for part in runs[0][name]["memory"]},
         }
-    return {**found, **{part: runs[0]["reference"][part] for part in ("base_loss", "teacher_loss")}}
+    return found
 
 
 def ratio(values: Sequence[float | None]) -> Result:
@@ -430,10 +436,10 @@ def ratio(values: Sequence[float | None]) -> Result:
 
 def table(result: Result) -> str:
     """Markdown: the speed to each loss, both arms, and the share of each way."""
-    summary, runs = result["summary"], result["runs"]
+    summary, runs, bounds = result["summary"], result["runs"], result["bounds"]
     lines = [
-        f"Held-out loss: the base model's {summary['base_loss']:.3f}, with the chunk in its prompt (the teacher's) "
-        f"{summary['teacher_loss']:.3f} nats an answer token.",
+        f"Held-out loss: the base model's {bounds['base']:.3f}, with the chunk in its prompt (the teacher's) "
+        f"{bounds['teacher']:.3f} nats an answer token.",
         "",
         "| trainer | down to | nats | reference s | trainer s | times faster (95%) | seeds |",
         "|---|---|---|---|---|---|---|",

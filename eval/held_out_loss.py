@@ -76,9 +76,10 @@ def held_out_loss(model: Any, examples: Sequence[tuple[Sequence[int], Sequence[i
     """Mean negative log-likelihood, in nats, of all target tokens of (prompt, target) examples."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    for first in range(0, len(examples), batch):
-        part = [([*prompt, *target], len(prompt)) for prompt, target in examples[first : first + batch]]
-        longest = max(len(row) for row, _ in part)
+    rows = sorted((([*prompt, *target], len(prompt)) for prompt, target in examples), key=lambda row: len(row[0]))
+    for first in range(0, len(rows), batch):  # rows of like lengths: little padding
+        part = rows[first : first + batch]
+        longest = len(part[-1][0])
         ids_B_T = torch.zeros(len(part), longest, dtype=torch.long)
         given_B_T = torch.zeros_like(ids_B_T)
         labels_B_T = torch.full_like(ids_B_T, -100)

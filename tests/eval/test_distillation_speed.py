@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 from hybridqa.models import ModelFolder
+from hybridqa.training.packing import Example
 from hybridqa.training.pairs import Pair
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.synthesis import Curriculum
@@ -113,29 +116,45 @@ def test_both_trainers_are_judged_by_the_same_number(spec: dict[str, Any]) -> No
     judge.write_snapshot(Path(spec["snapshots"]) / "1.safetensors", run.parameters())
     judge.write_snapshot(Path(spec["snapshots"]) / "2.safetensors", trainer.parameters())
     scored = arms.score(spec)
-    total, count = 0.0, 0
+    count = sum(len(item.target) for item in examples)
+    assert scored["losses"]["1"] == pytest.approx(plain_loss(run.model, examples), abs=1e-4)
+    own = sum(-mean * len(item.target) for mean, item in zip(trainer.score(examples), examples, strict=True)) / count
+    assert scored["losses"]["2"] == pytest.approx(own, abs=1e-4)
+    assert len({round(loss, 3) for loss in (arms.bounds(spec)["base"], *scored["losses"].values())}) == 3
+
+
+def test_the_bounds_are_the_base_models_own(spec: dict[str, Any]) -> None:
+    arms = script("distillation_arms")
+    lesson, prompts = arms.read_curriculum(spec["curriculum"]), arms.make_prompts(spec["model_path"])
+    pairs = list(enumerate(lesson.held_out))
+    model = AutoModelForCausalLM.from_pretrained(spec["model_path"], dtype=torch.float32).eval()
+    closed = plain_loss(model, [arms.closed_example(prompts, pair, key, 0) for key, pair in pairs])
+    read = plain_loss(model, [arms.sourced_example(prompts, pair, key, lesson) for key, pair in pairs])
+    assert arms.bounds(spec) == pytest.approx({"base": closed, "teacher": read}, abs=1e-4)
+    assert closed != pytest.approx(read, abs=1e-3)
+
+
+def plain_loss(model: Any, examples: Sequence[Example]) -> float:
+    """One example after the other, nothing padded."""
+    total = 0.0
     for item in examples:
         ids_T = torch.tensor([*item.prompt, *item.target])
         with torch.no_grad():
-            logits_T_V = run.model(input_ids=ids_T[None]).logits[0, :-1]
+            logits_T_V = model(input_ids=ids_T[None]).logits[0, :-1]
         total += float(F.cross_entropy(logits_T_V, ids_T[1:], reduction="none")[-len(item.target) :].sum())
-        count += len(item.target)
-    assert scored["losses"]["1"] == pytest.approx(total / count, abs=1e-4)
-    own = sum(-mean * len(item.target) for mean, item in zip(trainer.score(examples), examples, strict=True)) / count
-    assert scored["losses"]["2"] == pytest.approx(own, abs=1e-4)
-    assert len({round(loss, 3) for loss in (scored["base"], *scored["losses"].values())}) == 3
+    return total / sum(len(item.target) for item in examples)
 
 
 @pytest.mark.parametrize("arm", ["reference", "hybridqa"])
 def test_a_run_gives_a_curve_that_begins_at_the_base_model(spec: dict[str, Any], arm: str) -> None:
     arms = script("distillation_arms")
     run = arms.ARMS[arm]({**spec, "settings": SETTINGS})
-    scored = arms.score(spec)
+    scored, base = arms.score(spec), arms.bounds(spec)["base"]
     steps = [point["step"] for point in run["points"]]
     assert steps[0] == 0
     assert {str(step) for step in steps} == set(scored["losses"])
-    assert scored["losses"]["0"] == pytest.approx(scored["base"], abs=1e-5)
-    assert scored["losses"][str(steps[-1])] < scored["base"]
+    assert scored["losses"]["0"] == pytest.approx(base, abs=1e-5)
+    assert scored["losses"][str(steps[-1])] < base
     for name in ("seconds", "passes", "targets"):
         values = [point[name] for point in run["points"]]
         assert values == sorted(values)
@@ -262,13 +281,12 @@ def test_the_whole_measurement_runs(
 @pytest.mark.slow
 def test_an_arm_is_a_process(spec: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
-    path.write_text(json.dumps({**spec, "arm": "score"}), encoding="utf-8")
+    path.write_text(json.dumps({**spec, "arm": "bounds"}), encoding="utf-8")
     command = [sys.executable, str(EVAL / "distillation_arms.py"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout.splitlines()[-1])
-    assert made["losses"] == {}
-    assert made["base"] > 0
+    assert made["base"] > 0 and made["teacher"] > 0
 
 
 def test_modules_trained_in_one_row_are_measured(curriculum_path: Path, tiny_model: ModelFolder) -> None:
