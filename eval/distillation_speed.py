@@ -11,8 +11,8 @@ of which the one whose held-out loss comes down lowest, and stays there for thre
 are tried while the best is at the edge); then, for every seed, the reference, hybridqa, and hybridqa with the
 reference's objective (KL and hidden states alone: what engineering gives without the recipe); then hybridqa with each
 of its ways switched off. The held-out loss is computed in yet another process, by one function for all
-(`held_out_loss.py`). The machine must be quiet. With `--work FOLDER` a run that was stopped goes on after the last arm
-that it finished.
+(`held_out_loss.py`), and the curves are compared by `speed_report.py`. The machine must be quiet. With `--work FOLDER`
+a run that was stopped goes on after the last arm that it finished.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t
+from speed_report import compare_runs, settled, table
 
 from hybridqa.config import Settings
 from hybridqa.files import atomic_write_text
@@ -44,8 +43,6 @@ from hybridqa.provenance import commit, hardware
 from hybridqa.training.recipe import Recipe
 
 HERE = Path(__file__).parent
-LEVELS = (1.0, 0.9, 0.75, 0.5)  # shares of what the reference gains over the base model
-SETTLED = 3  # points of a curve that have to be low together
 SAME_PACE = 1.05  # of batch sizes that are about as fast, the smallest learns most from a pair
 SNAPSHOTS = "snapshots-"  # folders of a run's adapters, until they are judged
 Result = dict[str, Any]
@@ -121,6 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", nargs="+", default=[], metavar="NAME=VALUE", help="changes to hybridqa's recipe")
     parser.add_argument("--points", type=int, default=12, help="of each curve")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing that is no whole run")
+    parser.add_argument("--no-runs", action="store_true", help="the share of each way alone")
     parser.add_argument("--ablation-pairs", type=int, default=48, help="0: no ablation")
     parser.add_argument("--work", type=Path, help="folder to work in; with it a run that was stopped goes on")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "distillation_speed.json")
@@ -167,7 +165,8 @@ class Bench:
         """Everything, in order."""
         self.make_curriculum()
         self.choose_pace()
-        self.run_seeds()
+        if not self._options.no_runs:
+            self.run_seeds()
         if self._options.ablation_pairs:
             self.ablate()
         self.write(complete=True)
@@ -272,10 +271,8 @@ class Bench:
         for seed in self._options.seeds:
             run: Result = {"seed": seed, "reference": sweep[best] if seed == first else self._reference(seed, best)}
             run |= {name: self._hybridqa(name, seed, changes) for name, changes in TRAINERS.items()}
-            plain = run["reference"]["points"]
-            run["compared"] = {name: compare(plain, run[name]["points"]) for name in TRAINERS}
             self.result["runs"].append(run)
-            self.result["summary"] = summarise(self.result["runs"])
+            compare_runs(self.result)
             self.write()
 
     def _sweep(self, seed: int) -> tuple[dict[float, Result], float]:
@@ -347,145 +344,6 @@ def has_gpu() -> bool:
     """Asked in another process: this one stays small, and off the GPU."""
     code = "import torch; raise SystemExit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-
-
-# Comparing
-
-
-def lowest(points: Sequence[Result]) -> float:
-    """A curve's best held-out loss."""
-    return float(min(point["loss"] for point in points))
-
-
-def settled(points: Sequence[Result]) -> float:
-    """A curve's best mean over neighbouring points: a single dip on the way is luck."""
-    losses = [point["loss"] for point in points]
-    size = min(SETTLED, len(losses))
-    return min(statistics.fmean(losses[first : first + size]) for first in range(len(losses) - size + 1))
-
-
-def reach(points: Sequence[Result], level: float, unit: str = "seconds") -> float | None:
-    """Where a curve first comes down to a loss, by straight lines between its points; None when it never does."""
-    before: Result | None = None
-    for point in points:
-        if point["loss"] <= level:
-            if before is None:
-                return float(point[unit])
-            share = (before["loss"] - level) / (before["loss"] - point["loss"])
-            return float(before[unit] + share * (point[unit] - before[unit]))
-        before = point
-    return None
-
-
-def compare(plain: Sequence[Result], ours: Sequence[Result]) -> Result:
-    """Seconds and passes of both to the same losses: shares of the reference's gain, and the other's best."""
-    base = float(plain[0]["loss"])  # before the first step the adapter adds nothing
-    levels = {f"{share:.0%} of the reference's gain": base - share * (base - lowest(plain)) for share in LEVELS}
-    levels["the trainer's own best"] = lowest(ours)
-    found: Result = {}
-    for name, level in levels.items():
-        seconds = reach(plain, level), reach(ours, level)
-        found[name] = {
-            "loss": level,
-            "reference_seconds": seconds[0],
-            "trainer_seconds": seconds[1],
-            "times_faster": seconds[0] / seconds[1] if seconds[0] and seconds[1] else None,
-            "reference_passes": reach(plain, level, "passes"),
-            "trainer_passes": reach(ours, level, "passes"),
-        }
-    return found
-
-
-def summarise(runs: Sequence[Result]) -> Result:
-    """Over the seeds: how many times faster to each loss, memory, and answer tokens a second."""
-    speed = {
-        name: {level: ratio([run["compared"][name][level]["times_faster"] for run in runs]) for level in levels}
-        for name, levels in runs[0]["compared"].items()
-    }
-    found: Result = {"times_faster": speed}
-    for name in ("reference", *TRAINERS):
-        ends = [run[name]["points"][-1] for run in runs]
-        found[name] = {
-            "best_loss": statistics.mean(lowest(run[name]["points"]) for run in runs),
-            "seconds": statistics.mean(end["seconds"] for end in ends),
-            "passes": statistics.mean(end["passes"] for end in ends),
-            "answer_tokens_per_second": statistics.mean(end["targets"] / end["seconds"] for end in ends),
-            **{part: max(run[name]["memory"][part] for run in runs) for part in runs[0][name]["memory"]},
-        }
-    return found
-
-
-def ratio(values: Sequence[float | None]) -> Result:
-    """The geometric mean of seeds' ratios with a 95 % interval (Student's t on the logarithms), and how many there are.
-
-    A seed at which one of the two never came down to the loss has no ratio: `seeds` counts those that have one.
-    """
-    logs = [math.log(value) for value in values if value]
-    if not logs:
-        return {"mean": None, "interval": None, "seeds": 0, "of": len(values)}
-    middle = statistics.mean(logs)
-    interval = None
-    if len(logs) > 1:
-        half = t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-        interval = [math.exp(middle - half), math.exp(middle + half)]
-    return {"mean": math.exp(middle), "interval": interval, "seeds": len(logs), "of": len(values)}
-
-
-# Showing
-
-
-def table(result: Result) -> str:
-    """Markdown: the speed to each loss, both arms, and the share of each way."""
-    summary, runs, bounds = result["summary"], result["runs"], result["bounds"]
-    lines = [
-        f"Held-out loss: the base model's {bounds['base']:.3f}, with the chunk in its prompt (the teacher's) "
-        f"{bounds['teacher']:.3f} nats an answer token.",
-        "",
-        "| trainer | down to | nats | reference s | trainer s | times faster (95%) | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, levels in summary["times_faster"].items():
-        for level, speed in levels.items():
-            rows = [run["compared"][name][level] for run in runs]
-            cells = [mean_of(rows, key) for key in ("loss", "reference_seconds", "trainer_seconds")]
-            cells += [interval_text(speed), f"{speed['seeds']} of {speed['of']}"]
-            lines.append(f"| {name} | {level} | {' | '.join(cells)} |")
-    arms = [summary[name] for name in ("reference", *TRAINERS)]
-    lines += ["", f"| | reference | {' | '.join(TRAINERS)} |", f"|---|---|{'---|' * len(TRAINERS)}"]
-    for key in arms[0]:
-        cells = [f"{arm[key]:.0f}" if arm[key] >= 100 else f"{arm[key]:.3g}" for arm in arms]
-        lines.append(f"| {key.replace('_', ' ')} | {' | '.join(cells)} |")
-    if "ablation" in result:
-        ablation = result["ablation"]
-        lines += [
-            "",
-            f"| a pass over {ablation['pairs']} pairs | seconds | times as long | peak MB |",
-            "|---|---|---|---|",
-        ]
-        whole = ablation["ways"]["none"]["seconds_per_pass"]
-        for dtype, seconds in ablation["reference_seconds_per_pass"].items():
-            lines.append(f"| the reference, {dtype} | {seconds:.2f} | {seconds / whole:.2f} | |")
-        for way in ablation["ways"].values():
-            if "skipped" in way:
-                lines.append(f"| {way['switched_off']} | not measured: {way['skipped']} | | |")
-            else:
-                numbers = f"{way['seconds_per_pass']:.2f} | {way['times_as_long']:.2f}"
-                lines.append(f"| {way['switched_off']} | {numbers} | {way['memory']['peak_mb']:.0f} |")
-    return "\n".join(lines)
-
-
-def mean_of(rows: Sequence[Result], key: str) -> str:
-    """The mean of what is there."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return f"{statistics.mean(values):.3g}" if values else "not reached"
-
-
-def interval_text(speed: Result) -> str:
-    """Mean and interval."""
-    if speed["mean"] is None:
-        return "–"
-    low_high = f" ({speed['interval'][0]:.1f}-{speed['interval'][1]:.1f})" if speed["interval"] else ""
-    return f"{speed['mean']:.1f}{low_high}"
 
 
 if __name__ == "__main__":

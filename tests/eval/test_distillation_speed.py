@@ -209,7 +209,7 @@ def curve(*points: tuple[float, float]) -> list[dict[str, float]]:
 
 
 def test_seconds_to_a_loss_are_read_off_straight_lines() -> None:
-    speed = script("distillation_speed")
+    speed = script("speed_report")
     plain, ours = curve((0, 5.0), (100, 3.0), (200, 2.0), (300, 2.2)), curve((1, 5.0), (11, 3.0), (21, 2.5))
     assert speed.reach(plain, 4.0) == pytest.approx(50)
     assert speed.reach(plain, 5.0) == 0
@@ -224,8 +224,35 @@ def test_seconds_to_a_loss_are_read_off_straight_lines() -> None:
     assert found["the trainer's own best"]["reference_seconds"] == pytest.approx(150)
 
 
+def test_smoothing_evens_out_dips_and_leaves_the_base_model() -> None:
+    speed = script("speed_report")
+    smoothed = speed.smooth(curve((0, 5.0), (10, 5.6), (20, 2.0), (30, 4.0), (40, 3.0), (50, 1.0)))
+    assert [point["loss"] for point in smoothed] == pytest.approx([5, 5, 3, 3, 3, 1], abs=1e-6)
+    assert [point["seconds"] for point in smoothed] == [0, 10, 20, 30, 40, 50]
+
+
+def test_a_record_is_compared_again(tmp_path: Path) -> None:
+    """By the command: the dip counts as measured, and counts less when smoothed."""
+    about: dict[str, Any] = {"memory": {"peak_mb": 100.0}}
+    rough = [{**point, "targets": 5} for point in curve((0, 5.0), (10, 1.0), (20, 4.0), (30, 2.5), (40, 1.0))]
+    fine = [{**point, "targets": 5} for point in curve((0, 5.0), (4, 1.0))]
+    run = {"seed": 1, "reference": {**about, "points": rough}, "hybridqa": {**about, "points": fine}}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"runs": [run], "bounds": {"base": 5.0, "teacher": 2.0}}), encoding="utf-8")
+    command = [sys.executable, str(EVAL / "speed_report.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    found = {kind: arms["hybridqa"] for kind, arms in record["runs"][0]["compared"].items()}
+    half = "50% of the reference's gain"
+    assert found["measured"][half]["times_faster"] == pytest.approx(2.5)
+    assert found["smooth"][half]["reference_seconds"] == pytest.approx(8)  # of 2.5 at 10 s, where 5 falls to 3
+    assert record["summary"]["times_faster"]["smooth"]["hybridqa"][half]["of"] == 1
+    assert f"| smooth | hybridqa | {half} |" in done.stdout
+    assert record["compared_by"]
+
+
 def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
-    speed = script("distillation_speed")
+    speed = script("speed_report")
     even = speed.ratio([8.0, 8.0, 8.0])
     assert even["mean"] == pytest.approx(8)
     assert even["interval"] == pytest.approx([8, 8])
@@ -267,9 +294,9 @@ def test_the_whole_measurement_runs(
     assert result["runs"][0]["hybridqa"]["recipe"]["trust"] is False
     assert len(result["sweep"]["rates"]) > 2  # of two, the best is at the edge
     assert [way for arm, way in started if arm == "ablation"] == list(speed.WAYS)
-    assert result["summary"]["times_faster"]["same_objective"]["50% of the reference's gain"]["of"] == 1
-    shown = speed.table(result)
-    assert "| hybridqa | 100% of the reference's gain |" in shown
+    assert result["summary"]["times_faster"]["smooth"]["same_objective"]["50% of the reference's gain"]["of"] == 1
+    shown = script("speed_report").table(result)
+    assert "| measured | hybridqa | 100% of the reference's gain |" in shown
     assert "| the reference, float32 |" in shown
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
     started.clear()
