@@ -303,6 +303,10 @@ def test_the_whole_measurement_runs(
     again = Bench(speed.parse(), tiny_model, tmp_path).run()
     assert not started and not list(tmp_path.glob("snapshots-*"))
     assert all(again[name] == result[name] for name in ("pace", "sweep", "runs", "summary", "ablation"))
+    monkeypatch.setattr(sys, "argv", ["distillation_speed.py", *words.split(), "--no-runs"])
+    shares = Bench(speed.parse(), tiny_model, tmp_path).run()
+    assert not started and "runs" not in shares and shares["ablation"] == result["ablation"]
+    assert script("speed_report").table(shares).strip().startswith("| a pass over 4 pairs |")
 
 
 @pytest.mark.slow
