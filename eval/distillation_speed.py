@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -211,7 +212,7 @@ class Bench:
         shown = ", ".join(str(spec[name]) for name in ("label", "way", "dtype") if name in spec)
         sys.stderr.write(f"{arm} {shown}: {time.perf_counter() - begun:.0f} s\n")
         if done.returncode:
-            return {"skipped": (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]}
+            return {"skipped": why(done.stderr) or f"it ended with {done.returncode}"}
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     def _start(self, spec: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -338,6 +339,12 @@ class Bench:
                 made["times_as_long"] = made["seconds_per_pass"] / whole
             found[way] = {"switched_off": label, **made}
             self.write()
+
+
+def why(stderr: str) -> str:
+    """The error that ended a process: its name and the first line of what it says; else its last line."""
+    named = re.findall(r"^[\w.]*(?:Error|Exception|Unsupported)\b.*", stderr, re.MULTILINE)
+    return str(([*stderr.strip().splitlines()[-1:], *named] or [""])[-1])
 
 
 def has_gpu() -> bool:

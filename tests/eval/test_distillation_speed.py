@@ -171,6 +171,22 @@ def test_the_clock_leaves_out_what_is_paused() -> None:
     assert clock.seconds() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        (
+            "Traceback (most recent call last):\n  File\nValueError: too long\nSee https://example.org",
+            "ValueError: too long",
+        ),
+        ("torch.OutOfMemoryError: no room\n\n", "torch.OutOfMemoryError: no room"),
+        ("loading\nKilled\n", "Killed"),
+        ("", ""),
+    ],
+)
+def test_a_process_that_fails_says_why(stderr: str, said: str) -> None:
+    assert script("distillation_speed").why(stderr) == said
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at it
 def test_the_layers_can_be_compiled(spec: dict[str, Any]) -> None:
