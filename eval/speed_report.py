@@ -9,10 +9,10 @@ counts as reaching a loss, and smoothed, where it counts as much as the points b
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,17 @@ Result = dict[str, Any]
 
 def main() -> None:
     """Compares and shows a record again."""
-    path = Path(sys.argv[1])
-    record = json.loads(path.read_text(encoding="utf-8"))
-    compare_runs(record)
-    record["compared_by"] = commit()
-    atomic_write_text(path, json.dumps(record, indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path, metavar="RECORD.json")
+    path = parser.parse_args().record
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"{str(path)!r}: {error}; expected a record of distillation_speed.py")
+    if "runs" in record:  # not where the shares alone were measured
+        compare_runs(record)
+        record["compared_by"] = commit()
+        atomic_write_text(path, json.dumps(record, indent=1) + "\n")
     print(table(record))
 
 

@@ -267,6 +267,16 @@ def test_a_record_is_compared_again(tmp_path: Path) -> None:
     assert record["compared_by"]
 
 
+def test_a_record_without_runs_is_shown_and_another_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"what": "shares"}', encoding="utf-8")
+    command = [sys.executable, str(EVAL / "speed_report.py")]
+    assert subprocess.run([*command, str(path)], capture_output=True, check=False).returncode == 0
+    assert path.read_text(encoding="utf-8") == '{"what": "shares"}'
+    missing = subprocess.run([*command, str(tmp_path / "none.json")], capture_output=True, text=True, check=False)
+    assert missing.returncode == 2 and "none.json" in missing.stderr and "Traceback" not in missing.stderr
+
+
 def test_a_ratio_has_an_interval_and_counts_the_seeds_that_have_one() -> None:
     speed = script("speed_report")
     even = speed.ratio([8.0, 8.0, 8.0])
