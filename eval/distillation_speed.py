@@ -41,6 +41,7 @@ from hybridqa.config import Settings
 from hybridqa.files import atomic_write_text
 from hybridqa.models import ModelFolder, resolve_model
 from hybridqa.provenance import commit, hardware
+from hybridqa.training.process import environment
 from hybridqa.training.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -202,11 +203,9 @@ class Bench:
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps({**common, **spec}), encoding="utf-8")
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        if arm != "curriculum":  # as hybridqa starts its trainer: threads that sleep between steps would slow it
-            environment.pop("OMP_WAIT_POLICY", None)
+        alone = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         begun = time.perf_counter()
-        done = self._start(path, environment)
+        done = self._start(path, alone if arm == "curriculum" else environment())  # as hybridqa starts its trainer
         if done.returncode and must:
             sys.exit(f"{arm}: {done.stderr}")
         shown = ", ".join(str(spec[name]) for name in ("label", "way", "dtype") if name in spec)

@@ -132,7 +132,7 @@ def distances(
     read = [taught_example(prompts, pair, key, lesson) for key, pair in enumerate(pairs)]
     plain = replace(recipe, temperature=1.0)
     order = sorted(range(len(pairs)), key=lambda key: (pairs[key].context, pairs[key].passage))  # read once a row
-    taught = trainer.teach([read[key] for key in order], plain, hidden=False, tokens=row_tokens(read))
+    taught = trainer.teach([read[key] for key in order], plain, hidden=False, tokens=row_tokens)
     teachers = dict(zip(order, taught, strict=True))
     students = [student_example(prompts, pair, key, lesson) for key, pair in enumerate(pairs)]
     base: list[float] = []
@@ -154,6 +154,6 @@ def _mean_distances(logits_N_V: torch.Tensor, teacher: TeacherTargets, lengths: 
     return [float(piece.mean()) for piece in torch.split(kl_N, list(lengths))]
 
 
-def row_tokens(examples: Sequence[Example]) -> int:
-    """What a row of the teacher's may hold: half of `PACK_TOKENS` beside the longest prompt, which its row shares."""
-    return max(PACK_TOKENS, PACK_TOKENS // 2 + max((len(item.prompt) for item in examples), default=0))
+def row_tokens(first: Example) -> int:
+    """What a row of the teacher's may hold: half of `PACK_TOKENS` beside its first prompt, most of which it shares."""
+    return max(PACK_TOKENS, PACK_TOKENS // 2 + len(first.prompt))

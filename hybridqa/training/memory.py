@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +28,46 @@ def give_back() -> None:
     A CPU allocator keeps freed blocks in pieces that the next job's do not fit in, so that a long run would grow.
     """
     gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # of glibc alone
-            ctypes.CDLL(None).malloc_trim(0)
+    _trim()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _trim() -> None:
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # of glibc alone
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+class Slack:
+    """Keeps within a job what the allocator holds beside what is in use from growing; call `limit` between two rows.
+
+    Rows are of many lengths, so that one's freed blocks rarely fit the next: without this, a long document's job holds
+    several times what a short one's does.
+    """
+
+    def __init__(self, most_mb: int = 128) -> None:
+        """Up to `most_mb` (of 10**6 bytes) may be added between two times of giving back."""
+        self._most = most_mb * 1_000_000
+        self._least: int | None = None  # held since the last time
+
+    def limit(self) -> None:
+        """Gives back what is free where more is held than before by more than that; else it costs microseconds."""
+        held = _held()
+        if held is None:
+            return
+        self._least = held if self._least is None else min(self._least, held)
+        if held > self._least + self._most:
+            _trim()
+            self._least = None  # the next row's own blocks are no growth
+
+
+def _held() -> int | None:
+    """Bytes that this process holds in memory; None where the system cannot say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def peak_gpu_memory() -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,25 +124,28 @@ def pack(examples: Sequence[Example]) -> Pack:
     )
 
 
-def group(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+def group(examples: Iterable[Example], max_tokens: int | Callable[[Example], int]) -> Iterator[list[Example]]:
     """Splits `examples`, in order, into groups whose packs hold at most `max_tokens`; a longer one stands alone.
 
-    Sort them by what they share first: a group shares only what all of it begins with.
+    Each group is given as soon as it is whole; `max_tokens` may hang on its first example. Sort them by what they share
+    first: a group shares only what all of it begins with.
     """
-    groups: list[list[Example]] = []
-    prefix = own = 0  # of the last group: tokens shared, and tokens of its examples with nothing shared
+    current: list[Example] = []
+    prefix = own = most = 0  # of the group: tokens shared, tokens of its examples with nothing shared, its `max_tokens`
     for item in examples:
         length = len(item.prompt) + len(item.target) - 1
-        if groups:
-            current = groups[-1]
+        if current:
             shared = min(shared_length([current[0].prompt, item.prompt]), prefix)
-            if own + length - shared * len(current) <= max_tokens:
+            if own + length - shared * len(current) <= most:
                 current.append(item)
                 prefix, own = shared, own + length
                 continue
-        groups.append([item])
+            yield current
+        current = [item]
         prefix, own = len(item.prompt) - 1, length
-    return groups
+        most = max_tokens(item) if callable(max_tokens) else max_tokens
+    if current:
+        yield current
 
 
 def additive_mask(allowed_T_T: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,9 @@ import hybridqa
 from hybridqa.errors import TrainingError
 
 WORKER = "hybridqa.training.worker"
+# oneDNN and torch keep a kernel of half a megabyte for each shape they have met, 1024 of them where they are not told
+# otherwise. Rows are of many lengths: 64 are more than one row's layers share, and no row is slower for the rest.
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 
 def train(
@@ -41,7 +44,7 @@ def train(
     command = [sys.executable, "-P", "-m", worker, *options, *(str(folder.absolute()) for folder in folders)]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment()
         )
         try:
             assert process.stdout is not None
@@ -73,12 +76,14 @@ def train(
             )
 
 
-def _environment() -> dict[str, str]:
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+def environment() -> dict[str, str]:
+    """What a trainer's process is started with: this one's environment, and what suits training."""
+    found = {**KERNELS_KEPT, **os.environ}
+    found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     # Threads that sleep between steps suit an engine that shares its cores; they slow a trainer that has its own.
-    environment.pop("OMP_WAIT_POLICY", None)
+    found.pop("OMP_WAIT_POLICY", None)
     root = Path(hybridqa.__file__).absolute().parent.parent
     if root.name not in ("site-packages", "dist-packages"):  # those are found anyway, and after Python's own modules
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([str(root), known] if known else [str(root)])
-    return environment
+        known = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = os.pathsep.join([str(root), known] if known else [str(root)])
+    return found

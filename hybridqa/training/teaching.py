@@ -118,10 +118,10 @@ class Teaching:
         """Keeps the teacher's targets for pairs, whose keys begin at `first`."""
         # A context and a chunk are read once a row.
         order = sorted(range(len(pairs)), key=lambda at: (pairs[at].context, pairs[at].passage, pairs[at].also))
-        examples = [teacher_example(self._prompts, pairs[at], first + at, self.lesson) for at in order]
+        # Made when their row comes up: with their chunks, the prompts of a long document would fill the memory.
+        examples = (teacher_example(self._prompts, pairs[at], first + at, self.lesson) for at in order)
         hidden = self._recipe.weights().hidden > 0
-        tokens = row_tokens(examples)
-        self._trainer.teach(examples, self._recipe, hidden=hidden, tokens=tokens, keep=self.targets)
+        self._trainer.teach(examples, self._recipe, hidden=hidden, tokens=row_tokens, keep=self.targets)
 
 
 def _probes(reserve: Sequence[Pair]) -> list[Pair]:

@@ -7,7 +7,7 @@ never change, and a run resumed from a checkpoint takes the same steps as one th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hybridqa.training.attention import Layout, segmented, use_packed_attention
 from hybridqa.training.fitting import fit
 from hybridqa.training.frozen import FrozenLayers, linear_names
 from hybridqa.training.lora import Companion, LoraMaps
+from hybridqa.training.memory import Slack
 from hybridqa.training.objectives import TeacherTargets, split, summarise_teacher
 from hybridqa.training.packing import Example, Joint, Pack, additive_mask, group, pack, probe, same_result
 from hybridqa.training.precision import faster_dtype
@@ -45,6 +46,7 @@ class Trainer:
         self._frozen: FrozenLayers | None = None  # the lowest layers, when they carry no adapter
         self._window = _window(self.base.config.get_text_config())
         self._packs: bool | None = None  # whether a pack gives what its examples give alone; None: not yet seen
+        self._slack = Slack()
         self._apart = use_packed_attention(self.base)  # whether attention may go through a pack example by example
 
     # The adapter
@@ -108,6 +110,7 @@ class Trainer:
 
         With `lower_T_D`, what `lower` gave for the same pack, the layers below the adapter are not run again.
         """
+        self._slack.limit()
         rows = self._rows(row)
         lowers = [None] * len(rows) if lower_T_D is None else torch.split(lower_T_D, [len(part) for part in rows])
         passes = [self._forward(part, hidden, lower) for part, lower in zip(rows, lowers, strict=True)]
@@ -175,11 +178,11 @@ class Trainer:
 
     def teach(
         self,
-        examples: Sequence[Example],
+        examples: Iterable[Example],
         recipe: Recipe,
         *,
         hidden: bool = True,
-        tokens: int = 1024,
+        tokens: int | Callable[[Example], int] = 1024,
         keep: KeptTargets | None = None,
     ) -> list[TeacherTargets]:
         """The base model's targets for each example, whose prompts hold the document; in order.

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from hybridqa.training.memory import forget_peak, give_back, peak_memory
+from hybridqa.training.memory import Slack, forget_peak, give_back, peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot forget a peak")
@@ -37,3 +37,25 @@ def test_what_is_freed_goes_back_to_the_system() -> None:
     after = peak_memory()
     assert last and before is not None and after is not None
     assert before - after > 100
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked for it")
+@pytest.mark.parametrize(("most_mb", "goes"), [(100, True), (1000, False)])
+def test_slack_beyond_a_bound_goes_back(most_mb: int, *, goes: bool) -> None:
+    def now() -> float:
+        forget_peak()
+        found = peak_memory()
+        assert found is not None
+        return found
+
+    give_back()
+    slack = Slack(most_mb)
+    slack.limit()
+    before = now()
+    held = [bytes(2_000) for _ in range(150_000)]
+    last = bytes(2_000)  # above them: it keeps the heap from shrinking by itself
+    del held
+    left = now()
+    slack.limit()
+    assert last and left - before > 200
+    assert (now() - before < 50) is goes

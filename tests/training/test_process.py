@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import hybridqa
 from hybridqa.errors import TrainingError
-from hybridqa.training.process import train
+from hybridqa.training.process import KERNELS_KEPT, environment, train
 
 PACKAGE = Path(hybridqa.__file__).parent
 
@@ -57,3 +58,33 @@ def test_a_process_that_cannot_work_is_an_error_with_its_last_line(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TrainingError, match=r"ended with 3 after 0 of 1 documents: no luck\. Run `hybridqa refresh`"):
         list(train([tmp_path / "job"]))
+
+
+def test_kernels_are_not_kept_for_every_length_of_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 each costs half a megabyte: a process that is told nothing grows with every new length."""
+    for name in KERNELS_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("bfloat16 has other kernels on this machine")
+    told = environment()
+    plain = {name: value for name, value in told.items() if name not in KERNELS_KEPT}
+    assert kernels(told) < 60 < kernels(plain)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    assert environment()["LRU_CACHE_CAPACITY"] == "7"  # as its user has set it
+
+
+def kernels(started_with: dict[str, str]) -> float:
+    """MB that a process holds more after 300 lengths of rows."""
+    code = """
+import torch
+from hybridqa.training.memory import forget_peak, give_back, peak_memory
+def held():
+    give_back(); forget_peak(); return peak_memory()
+weight = torch.ones(256, 128, dtype=torch.bfloat16)
+def run(length): torch.nn.functional.linear(torch.ones(1, length, 128, dtype=torch.bfloat16), weight)
+run(100); before = held()
+for length in range(101, 401): run(length)
+print(held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=started_with, capture_output=True, text=True, check=True)
+    return float(done.stdout)

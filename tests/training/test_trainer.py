@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from hybridqa.errors import TrainingError
 from hybridqa.training.checkpoint import CHECKPOINT
+from hybridqa.training.kept import Kept
 from hybridqa.training.objectives import TeacherTargets
 from hybridqa.training.packing import Example, group, pack, shared_length
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.schedule import rows_of, second_plan, steps_of
+from hybridqa.training.targets import KeptTargets
 from hybridqa.training.trainer import Trainer
 
 
@@ -68,12 +71,42 @@ def test_examples_that_share_nothing_or_all_are_packed_right(tiny_llama: Path) -
         assert torch.allclose(logits_N_V, plain, atol=1e-5)
 
 
+def test_the_teacher_reads_examples_as_their_rows_come_up(tiny_llama: Path, tmp_path: Path) -> None:
+    """A long document's prompts, each with its chunk, would fill the memory together."""
+    trainer = Trainer(tiny_llama, device="cpu")
+    items = examples(40, prefix=9)
+    made: list[int] = []
+    there: list[int] = []  # how many were made when each one's targets were put
+
+    def one_by_one() -> Iterator[Example]:
+        for item in items:
+            made.append(item.key)
+            yield item
+
+    class Watched(KeptTargets):
+        def put(self, key: int, targets: TeacherTargets) -> None:
+            there.append(len(made))
+            super().put(key, targets)
+
+    with Kept(10**9, tmp_path) as kept:
+        keep = Watched(kept)
+        assert trainer.teach(one_by_one(), Recipe(), tokens=64, keep=keep) == []
+        together = trainer.teach(items, Recipe(), tokens=64)
+        assert all(torch.equal(keep[key].logprobs_N_K, together[key].logprobs_N_K) for key in range(40))
+    assert there[0] < 20 and made == list(range(40))
+
+
 def test_groups_keep_order_and_bound() -> None:
     items = examples(40, prefix=9)
-    parts = group(items, 64)
+    parts = list(group(items, 64))
     assert [item.key for part in parts for item in part] == list(range(40))
     assert len(parts) > 2
     assert all(len(pack(part)) <= 64 for part in parts)
+    own = list(group(items, lambda first: 64 if first.key else 30))
+    assert len(pack(own[0])) <= 30 < len(pack(parts[0]))
+    assert all(30 < len(pack(part)) <= 64 for part in own[1:-1])
+    assert [item.key for part in own for item in part] == list(range(40))
+    assert list(group([], 64)) == []
     assert shared_length([(1, 2, 3), (1, 2, 3)]) == 2
     with pytest.raises(ValueError, match="at least one example"):
         pack([])
