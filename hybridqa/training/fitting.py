@@ -138,18 +138,18 @@ class Fit:
         return parts
 
     def _part(self, row: Row, place: int, companion: Companion | None, share: float, weights: Weights) -> Part:
-        lower_T_D = None
+        lower_T_D, pack = None, row.pack
         if self._trainer.freezes(companion):
             if place not in self._lowers:
-                lower_T_D = self._trainer.lower(row.pack)
+                lower_T_D = self._trainer.lower(pack)
                 if lower_T_D is not None:
                     self._lowers.put(place, {"lower": lower_T_D})
             else:
                 lower_T_D = self._lowers.get(place)["lower"].to(self._trainer.device)
-        keys = row.pack.keys if weights.need_teacher else ()
+        keys = pack.keys if weights.need_teacher else ()
         told = [self._teachers[key].to(self._trainer.device) for key in keys]  # those that were kept in files, too
         teacher = concatenate(told) if told else None
-        return Part(row.pack, companion, share, teacher, weights, self._recipe.temperature, lower_T_D)
+        return Part(pack, companion, share, teacher, weights, self._recipe.temperature, lower_T_D)
 
     def take(self, value: float, *, together: int = 1) -> None:
         """Takes the step whose parts are learned; `value` is the main one's loss.

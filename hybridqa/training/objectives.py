@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridqa.training.recipe import Weights
-from hybridqa.training.token_loss import token_loss
+from hybridqa.training.token_loss import row_slices, token_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,26 @@ def summarise_teacher(
     keep_dtype: torch.dtype = torch.bfloat16,
 ) -> TeacherTargets:
     """Keeps of the teacher's output what the loss needs, a thousandth of its size; all logits with `top_k` 0."""
+    parts = [
+        _summarise(logits_N_V[part], targets_N[part], top_k, temperature)
+        for part in row_slices(len(targets_N), logits_N_V.device)
+    ]
+    ids_N_K, logprobs_N_K, rest_N, target_N = (torch.cat(each) for each in zip(*parts, strict=True))
+    return TeacherTargets(ids_N_K, logprobs_N_K, rest_N, hidden_N_L_D.to(keep_dtype), target_N)
+
+
+def _summarise(
+    logits_N_V: Tensor, targets_N: Tensor, top_k: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids, their log-probabilities, the rest's, and the target's."""
     plain_N_V = F.log_softmax(logits_N_V.float(), dim=-1)
     target_N = plain_N_V.gather(1, targets_N[:, None]).squeeze(1)
     scaled_N_V = plain_N_V if temperature == 1.0 else F.log_softmax(logits_N_V.float() / temperature, dim=-1)
     if 0 < top_k < scaled_N_V.shape[-1]:
         logprobs_N_K, ids_N_K = scaled_N_V.topk(top_k, dim=-1)
-        rest_N = _log_rest(scaled_N_V, ids_N_K)
-    else:
-        logprobs_N_K, ids_N_K = scaled_N_V, targets_N.new_empty((len(targets_N), 0))
-        rest_N = torch.full_like(target_N, -torch.inf)
-    return TeacherTargets(ids_N_K.to(torch.int32), logprobs_N_K, rest_N, hidden_N_L_D.to(keep_dtype), target_N)
+        return ids_N_K.to(torch.int32), logprobs_N_K, _log_rest(scaled_N_V, ids_N_K), target_N
+    none_N_0 = targets_N.new_empty((len(targets_N), 0), dtype=torch.int32)
+    return none_N_0, scaled_N_V, torch.full_like(target_N, -torch.inf), target_N
 
 
 def _log_rest(scores_N_V: Tensor, ids_N_K: Tensor) -> Tensor:

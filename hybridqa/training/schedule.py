@@ -17,15 +17,20 @@ from hybridqa.training.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A pack, and which of the lists of examples it is from."""
+    """The examples of a pack, and which of the lists of examples they are from."""
 
-    pack: Pack
+    examples: tuple[Example, ...]
     group: int
+
+    @property
+    def pack(self) -> Pack:
+        """Made anew: all rows' tensors would be as large as a long document's examples are."""
+        return pack(self.examples)
 
     @property
     def taught(self) -> bool:
         """Whether its examples have a teacher's targets; text to continue has no key to find any by."""
-        return min(self.pack.keys) >= 0
+        return min(item.key for item in self.examples) >= 0
 
 
 def rows_of(students: Sequence[Sequence[Example]], recipe: Recipe, *, first: int = 0) -> list[Row]:
@@ -38,7 +43,7 @@ def rows_of(students: Sequence[Sequence[Example]], recipe: Recipe, *, first: int
         if examples:
             shared = shared_length([item.prompt for item in examples])
             parts = group(examples, shared + max(recipe.pack_tokens, shared))
-            rows.extend(Row(pack(part), place) for part in parts)
+            rows.extend(Row(tuple(part), place) for part in parts)
     return rows
 
 

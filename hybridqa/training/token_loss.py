@@ -7,6 +7,7 @@ mean. Invariant: value and gradient are those of the plain formulas, which the t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CACHE_ROWS = 32  # rows of logits at a time on a CPU; on a GPU all of them
+
+
+def row_slices(count: int, device: torch.device) -> Iterator[slice]:
+    """All of `count` rows, as many at a time as suit the device."""
+    rows = CACHE_ROWS if device.type == "cpu" else max(1, count)
+    return (slice(first, first + rows) for first in range(0, count, rows))
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -33,9 +40,7 @@ class _TokenLoss(torch.autograd.Function):
     ) -> Tensor:
         total = logits_N_V.new_zeros((), dtype=torch.float32)
         gradient_N_V = torch.empty_like(logits_N_V)
-        rows = CACHE_ROWS if logits_N_V.device.type == "cpu" else max(1, len(targets_N))
-        for first in range(0, len(targets_N), rows):
-            part = slice(first, first + rows)
+        for part in row_slices(len(targets_N), logits_N_V.device):
             logits, targets, entropy = logits_N_V[part], targets_N[part], entropy_N[part]
             if kl_N is None:
                 value, gradient = _entropy_part(logits, targets, entropy)

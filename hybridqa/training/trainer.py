@@ -26,6 +26,7 @@ from hybridqa.training.packing import Example, Joint, Pack, additive_mask, group
 from hybridqa.training.precision import faster_dtype
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.targets import KeptTargets, Teachers
+from hybridqa.training.token_loss import row_slices
 
 
 class Trainer:
@@ -264,7 +265,11 @@ class Trainer:
 
 def _mean_logprobs(logits_N_V: Tensor, targets_N: Tensor, lengths: Sequence[int]) -> list[float]:
     """The mean log-probability of each example's targets."""
-    logprob_N = torch.log_softmax(logits_N_V.float(), -1).gather(1, targets_N[:, None]).squeeze(1)
+    logprobs = [
+        torch.log_softmax(logits_N_V[part].float(), -1).gather(1, targets_N[part, None]).squeeze(1)
+        for part in row_slices(len(targets_N), logits_N_V.device)
+    ]
+    logprob_N = torch.cat(logprobs)
     return [float(piece.mean()) for piece in torch.split(logprob_N, list(lengths))]
 
 

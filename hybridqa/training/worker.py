@@ -51,11 +51,15 @@ class Worker:
         while waiting:
             first = waiting.pop(0)
             with self._apart(first):
-                job = Job.load(first)
-                self._open(job)
-                batch = [first, *self._alike(job, waiting)]
+                batch, recipe = self._batch(first, waiting)
                 waiting = [folder for folder in waiting if folder not in batch]
-                self._work(batch, Recipe(**job.recipe))
+                self._work(batch, recipe)
+
+    def _batch(self, first: Path, waiting: Sequence[Path]) -> tuple[list[Path], Recipe]:
+        """The jobs to begin with, and their recipe; what else they hold is not kept."""
+        job = Job.load(first)
+        self._open(job)
+        return [first, *self._alike(job, waiting)], Recipe(**job.recipe)
 
     @contextmanager
     def _apart(self, folder: Path, *, alone: bool = True) -> Iterator[None]:
