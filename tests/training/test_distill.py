@@ -13,7 +13,6 @@ import pytest
 from hybridqa import HybridQA
 from hybridqa.errors import CollectionNotFoundError, ConfigError, InputError, TrainingError
 from hybridqa.models import ModelFolder
-from hybridqa.training import process
 from hybridqa.training.checkpoint import CHECKPOINT
 from hybridqa.types import ModuleKind
 
@@ -168,7 +167,7 @@ def test_a_trainer_that_fails_is_an_error_with_the_command_to_repeat(
     open_store: Open, style: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qa = open_store()
-    monkeypatch.setattr(process, "_environment", lambda: {"PYTHONHOME": "/no/such/folder"})
+    monkeypatch.setenv("PYTHONHOME", "/no/such/folder")
     with pytest.raises(TrainingError, match="hybridqa distill"):
         qa.distill(instructions=style, count=8)
 
