@@ -253,7 +253,8 @@ def hybridqa(spec: Spec) -> Spec:
         nonlocal last, targets
         last = step
         row = rows[plan[step - 1]]
-        targets += sum(row.pack.lengths) if row.taught else 0  # answers: not the document's own text
+        if row.taught:  # answers: not the document's own text
+            targets += sum(len(item.target) for item in row.examples)
         curve.see(step, total, passes=step / len(rows), targets=targets)
 
     trainer.fit(students, teachers, recipe, on_step=on_step)
@@ -378,7 +379,7 @@ def ablation(spec: Spec) -> Spec:
 
     def on_step(step: int, _: int, __: float) -> None:
         if way == "kept answers":  # the pairs of this step, read anew
-            keys = sorted(key for key in rows[plan[step - 1]].pack.keys if key >= 0)  # text has no teacher
+            keys = sorted(item.key for item in rows[plan[step - 1]].examples if item.key >= 0)  # text has no teacher
             trainer.teach(
                 [sourced[key] for key in keys], recipe, hidden=recipe.weights().hidden > 0, tokens=TEACHER_TOKENS
             )

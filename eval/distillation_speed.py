@@ -203,9 +203,11 @@ class Bench:
         }
         path = self._folder / "spec.json"
         path.write_text(json.dumps({**common, **spec}), encoding="utf-8")
-        alone = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        started_with = environment()  # as hybridqa starts its trainer
+        if arm == "curriculum":  # an engine's process: it may have threads that sleep
+            started_with = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         begun = time.perf_counter()
-        done = self._start(path, alone if arm == "curriculum" else environment())  # as hybridqa starts its trainer
+        done = self._start(path, started_with)
         if done.returncode and must:
             sys.exit(f"{arm}: {done.stderr}")
         shown = ", ".join(str(spec[name]) for name in ("label", "way", "dtype") if name in spec)

@@ -138,7 +138,7 @@ class Fit:
         return parts
 
     def _part(self, row: Row, place: int, companion: Companion | None, share: float, weights: Weights) -> Part:
-        lower_T_D, pack = None, row.pack
+        lower_T_D, pack = None, row.pack()
         if self._trainer.freezes(companion):
             if place not in self._lowers:
                 lower_T_D = self._trainer.lower(pack)

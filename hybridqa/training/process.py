@@ -20,7 +20,7 @@ from hybridqa.errors import TrainingError
 
 WORKER = "hybridqa.training.worker"
 # oneDNN and torch keep a kernel of half a megabyte for each shape they have met, 1024 of them where they are not told
-# otherwise. Rows are of many lengths: 64 are more than one row's layers share, and no row is slower for the rest.
+# otherwise. Rows are of many lengths, and few meet again before they are forgotten: 64 serve the layers of one row.
 KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 
 

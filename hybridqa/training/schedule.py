@@ -22,9 +22,8 @@ class Row:
     examples: tuple[Example, ...]
     group: int
 
-    @property
     def pack(self) -> Pack:
-        """Made anew: all rows' tensors would be as large as a long document's examples are."""
+        """Made anew each time: all rows' tensors would take more memory than a long document's examples do."""
         return pack(self.examples)
 
     @property

@@ -60,6 +60,14 @@ def test_a_process_that_cannot_work_is_an_error_with_its_last_line(
         list(train([tmp_path / "job"]))
 
 
+def test_how_many_kernels_are_kept_is_the_users_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KERNELS_KEPT.items():
+        monkeypatch.delenv(name, raising=False)
+        assert environment()[name] == value
+        monkeypatch.setenv(name, "7")
+        assert environment()[name] == "7"
+
+
 def test_kernels_are_not_kept_for_every_length_of_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 each costs half a megabyte: a process that is told nothing grows with every new length."""
     for name in KERNELS_KEPT:
@@ -69,8 +77,6 @@ def test_kernels_are_not_kept_for_every_length_of_row(monkeypatch: pytest.Monkey
     told = environment()
     plain = {name: value for name, value in told.items() if name not in KERNELS_KEPT}
     assert kernels(told) < 60 < kernels(plain)
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    assert environment()["LRU_CACHE_CAPACITY"] == "7"  # as its user has set it
 
 
 def kernels(started_with: dict[str, str]) -> float:

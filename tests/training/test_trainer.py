@@ -226,7 +226,7 @@ def test_every_epoch_takes_every_pack_once() -> None:
     items = examples(30, prefix=4)
     recipe = Recipe(epochs=3, least_steps=1, pack_tokens=48)
     rows = rows_of([items[:15], items[15:]], recipe)
-    packs, plan = [row.pack for row in rows], steps_of(rows, recipe)
+    packs, plan = [row.pack() for row in rows], steps_of(rows, recipe)
     assert len(plan) == 3 * len(packs)
     for epoch in range(3):
         assert sorted(plan[epoch * len(packs) : (epoch + 1) * len(packs)]) == list(range(len(packs)))
