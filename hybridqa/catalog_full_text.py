@@ -18,6 +18,7 @@ from hybridqa.errors import InputError
 
 log = logging.getLogger(__name__)
 VACUUM_COPIES = 2
+COLUMN_WEIGHTS = "3.0, 3.0, 1.0"  # of title, heading and text: a question's words count more in the first two
 
 
 class FullTextTable:
@@ -37,7 +38,9 @@ class FullTextTable:
                 return []
             try:
                 found = connection.execute(
-                    f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? ORDER BY rank LIMIT ?", (match_query, k)
+                    f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? AND rank MATCH 'bm25({COLUMN_WEIGHTS})' "
+                    "ORDER BY rank LIMIT ?",
+                    (match_query, k),
                 ).fetchall()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:

@@ -86,6 +86,9 @@ class ScoredPassage:
     score: float  # fused, higher is better; comparable within one search only
     dense: float | None = None  # cosine similarity, -1 to 1; None when dense search did not return it
     lexical: float | None = None  # BM25, higher is better; None when lexical search did not return it
+    coverage: float = 0.0  # share of the question's words that it has, 0 to 1
+    title: float = 0.0  # how far the question names its document, 0 to 1
+    also: tuple[Passage, ...] = ()  # others that say the same, and were left out for it
 
 
 @dataclass(frozen=True, slots=True)

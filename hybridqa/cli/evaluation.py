@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 
-from hybridqa.cli import output
+from hybridqa.cli import evaluation_suites, output
 from hybridqa.cli.context import AsJson, command, options, quieten
+from hybridqa.cli.progress_lines import StageLine
 from hybridqa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def grid(
     output.note(_scale(plan), style="dim")
     output.note(f"working in {folder}; --work {folder} goes on from there", style="dim")
     with output.progress() as bar:
-        report = make_report(run_grid(plan, folder, _Line(bar).show))
+        report = make_report(run_grid(plan, folder, StageLine(bar).show))
     if report_file is not None:
         text = json.dumps(output.plain(report), indent=1, ensure_ascii=False, allow_nan=False)
         atomic_write_text(report_file, text + "\n")
@@ -150,26 +150,6 @@ def _numbers(text: str | None) -> list[int]:
         return [int(name) for name in _names(text) or []]
     except ValueError as error:
         raise ConfigError(f"--compose is {text!r}; expected whole numbers with commas, such as 1,2,4.") from error
-
-
-class _Line:
-    """One line of progress; a plain line for each new stage where standard error is no terminal."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-        self._stage = ""
-
-    def show(self, stage: str, step: int, total: int) -> None:
-        """Draws how far the work is."""
-        if not self._bar.console.is_terminal:
-            if stage != self._stage:
-                output.note(stage)
-        elif self._task is None:
-            self._task = self._bar.add_task(stage, completed=step, total=total or None)
-        else:
-            self._bar.update(self._task, description=stage, completed=step, total=total or None)
-        self._stage = stage
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -216,3 +196,6 @@ def _recovered(report: dict[str, Any]) -> list[list[str]]:
         for name, kinds in report["recovered"].items()
         for kind, shares in kinds.items()
     ]
+
+
+app.command("retrieval")(evaluation_suites.retrieval)

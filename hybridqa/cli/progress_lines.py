@@ -1,4 +1,4 @@
-"""How far the trainer is, on standard error: one line for each module under work.
+"""How far long work is, on standard error: a line for each module under work, or one for all of it.
 
 Knows nothing about what makes the events. Invariant: where standard error is no terminal, each stage is one plain line.
 """
@@ -41,3 +41,23 @@ class ProgressLines:
             self._tasks[key] = self._bar.add_task("", total=None)
         description = f"{event.stage:<10} {event.doc_id} {event.message}"
         self._bar.update(self._tasks[key], description=description, completed=event.step, total=event.total or None)
+
+
+class StageLine:
+    """One line of progress; a plain line for each new stage where standard error is no terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def show(self, stage: str, step: int, total: int) -> None:
+        """Draws how far the work is."""
+        if not self._bar.console.is_terminal:
+            if stage != self._stage:
+                output.note(stage)
+        elif self._task is None:
+            self._task = self._bar.add_task(stage, completed=step, total=total or None)
+        else:
+            self._bar.update(self._task, description=stage, completed=step, total=total or None)
+        self._stage = stage

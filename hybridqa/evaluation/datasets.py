@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hybridqa.errors import InputError
+from hybridqa.types import Message
 
 T = TypeVar("T")
+_VERSION = re.compile(r"@v(\d+)$")  # at the end of the id of one of several versions of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class EvalDocument:
     doc_id: str
     title: str
     text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,12 @@ class EvalQuestion:
     answers: tuple[str, ...]
     doc_ids: tuple[str, ...]
     unanswerable: bool = False  # its documents do not hold an answer; `answers` may then be empty
+    history: tuple[Message, ...] = ()  # earlier turns of its conversation, oldest first
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_documents(path: Path) -> list[EvalDocument]:
-    """The documents of a JSON lines file with `doc_id`, `text` and perhaps `title`; other fields are ignored.
+    """The documents of a JSON lines file with `doc_id`, `text` and perhaps `title` and `meta`; others are ignored.
 
     Raises `InputError` that names the file, the line, the field and what was expected.
     """
@@ -47,10 +53,11 @@ def read_documents(path: Path) -> list[EvalDocument]:
 
 
 def read_questions(path: Path, documents: Collection[EvalDocument] | None = None) -> list[EvalQuestion]:
-    """The questions of a JSON lines file with `qid`, `question`, `answers`, `doc_ids` and perhaps `unanswerable`.
+    """The questions of a JSON lines file with `qid`, `question`, `answers`, `doc_ids` and what a question may have.
 
-    Other fields are ignored. Raises `InputError` as `read_documents` does, and for a question whose gold document is
-    not among `documents`, when those are given.
+    These are `unanswerable`, `history` (turns with `role` and `text`) and `meta`; others are ignored. Raises
+    `InputError` as `read_documents` does, and for a question whose gold document is not among `documents`, when those
+    are given.
     """
     known = None if documents is None else {document.doc_id for document in documents}
     return _read(path, lambda line: _question(line, known), lambda question: question.qid, "qid")
@@ -73,6 +80,30 @@ def sample(questions: Sequence[EvalQuestion], per_document: int, seed: int) -> l
         rng = random.Random(f"{seed}\0{doc_id}")  # a text seeds alike in every process, a tuple would not
         chosen.update(qids if len(qids) <= per_document else rng.sample(sorted(qids), per_document))
     return [question for question in questions if question.qid in chosen]
+
+
+def draw(questions: Sequence[T], most: int, seed: int) -> list[T]:
+    """At most `most` of them (0: all), chosen by seed, in their own order."""
+    if most < 0:
+        raise InputError(f"{most!r} questions cannot be chosen; expected 0 (all) or more.")
+    if most == 0 or len(questions) <= most:
+        return list(questions)
+    return [questions[place] for place in sorted(random.Random(seed).sample(range(len(questions)), most))]
+
+
+def version_of(doc_id: str) -> tuple[str, int]:
+    """The document's name and its version: `('a', 2)` of 'a@v2', version 1 of an id that names none."""
+    found = _VERSION.search(doc_id)
+    return (doc_id[: found.start()], int(found.group(1))) if found else (doc_id, 1)
+
+
+def first_versions(documents: Sequence[EvalDocument]) -> list[EvalDocument]:
+    """The documents without the later versions of those that there are several of: a store holds one at a time."""
+    versions = [version_of(document.doc_id) for document in documents]
+    first: dict[str, int] = {}
+    for name, version in versions:
+        first[name] = min(version, first.get(name, version))
+    return [document for document, (name, version) in zip(documents, versions, strict=True) if version == first[name]]
 
 
 def cluster_of(question: EvalQuestion) -> str:
@@ -100,6 +131,19 @@ class _Line:
             raise self.wrong(name, f"a list of {'' if empty else 'one or more '}texts, none of them empty")
         return tuple(value or ())
 
+    def mapping(self, name: str) -> dict[str, Any]:
+        value = self._data.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def turns(self, name: str) -> tuple[Message, ...]:
+        value = self._data.get(name) or []
+        if not isinstance(value, list) or not all(
+            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("text"), str)
+            for turn in value
+        ):
+            raise self.wrong(name, "a list of turns with 'role' and 'text'")
+        return tuple(Message(turn["role"], turn["text"]) for turn in value)
+
     def flag(self, name: str) -> bool:
         value = self._data.get(name, False)
         if not isinstance(value, bool):
@@ -112,7 +156,7 @@ class _Line:
 
 
 def _document(line: _Line) -> EvalDocument:
-    return EvalDocument(line.text("doc_id"), line.text("title", ""), line.text("text"))
+    return EvalDocument(line.text("doc_id"), line.text("title", ""), line.text("text"), line.mapping("meta"))
 
 
 def _question(line: _Line, known: Collection[str] | None) -> EvalQuestion:
@@ -123,6 +167,8 @@ def _question(line: _Line, known: Collection[str] | None) -> EvalQuestion:
         answers=line.texts("answers", empty=unanswerable, missing=unanswerable),
         doc_ids=tuple(dict.fromkeys(line.texts("doc_ids", empty=True, missing=unanswerable))),
         unanswerable=unanswerable,
+        history=line.turns("history"),
+        meta=line.mapping("meta"),
     )
     missing = [doc_id for doc_id in question.doc_ids if known is not None and doc_id not in known]
     if missing and not unanswerable:  # which is asked of nothing

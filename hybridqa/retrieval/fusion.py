@@ -1,14 +1,68 @@
-"""Puts rankings of the same things together.
+"""Puts what speaks for a passage together into one score.
 
-Knows nothing about what is ranked. Invariant: the result depends on ranks and weights alone, never on raw scores, and
-equal inputs give equal order.
+Knows nothing about where the signals come from. Invariant: of two candidates for one question, the one that has more of
+a signal and no less of any other is never behind.
+
+The scores are log-odds: their softmax over a question's candidates is how likely each is to be the one. Fusing ranks
+alone loses to the better side wherever the other is weak; `eval/fusion_weights.py` fits the weights and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+from hybridqa.types import ScoredPassage
 
 K0 = 60  # Cormack, Clarke and Büttcher, SIGIR 2009
+LEXICAL_POWER = 0.7  # the best by words is ahead of the next by more than they differ in what they are worth
+
+
+@dataclass(frozen=True, slots=True)
+class FusionWeights:
+    """What each signal counts; the defaults are those of eval/results/fusion_weights.json."""
+
+    lexical: float = 4.4  # BM25 as a share of the best candidate's, to `LEXICAL_POWER`
+    dense: float = 2.8  # cosine
+    nearest: float = 4.0  # cosine as a share of the best candidate's
+    title: float = 1.6  # how far the question names the document
+    coverage: float = 2.9  # share of the question's words that the passage has
+
+    def scores(self, found: Sequence[ScoredPassage]) -> list[float]:
+        """The score of each of a question's candidates, in their order; None counts as nothing."""
+        best_lexical = max((scored.lexical or 0.0 for scored in found), default=0.0)
+        best_dense = max((scored.dense or 0.0 for scored in found), default=0.0)
+        return [
+            self.lexical * _share(scored.lexical, best_lexical) ** LEXICAL_POWER
+            + self.dense * (scored.dense or 0.0)
+            + self.nearest * _share(scored.dense, best_dense)
+            + self.title * scored.title
+            + self.coverage * scored.coverage
+            for scored in found
+        ]
+
+
+def _share(value: float | None, best: float) -> float:
+    return max(0.0, value or 0.0) / best if best > 0 else 0.0
+
+
+def fused(found: Iterable[ScoredPassage], weights: FusionWeights) -> list[ScoredPassage]:
+    """The candidates of a question with their scores, best first, equal ones by id."""
+    candidates = list(found)
+    scored = [replace(one, score=score) for one, score in zip(candidates, weights.scores(candidates), strict=True)]
+    return sorted(scored, key=lambda one: (-one.score, one.passage.passage_id))
+
+
+def title_match(asked: Collection[str], title: Collection[str]) -> float:
+    """How far a question's words name a title, 0 to 1: all of the title's words, and hardly others, give 1.
+
+    Both are different words, as comparable as their caller makes them.
+    """
+    if not asked or not title:
+        return 0.0
+    shared = len(set(asked) & set(title))
+    return shared / len(title) * sqrt(shared / len(asked))
 
 
 def reciprocal_rank_fusion(
@@ -16,7 +70,8 @@ def reciprocal_rank_fusion(
 ) -> list[tuple[int, float]]:
     """Everything ranked with the sum of `weight / (k0 + rank)` over the rankings that hold it, best first.
 
-    Ranks count from 1; an id counts once in a ranking, where it stands first; equal scores go by id.
+    Ranks count from 1; an id counts once in a ranking, where it stands first; equal scores go by id. What evaluation
+    compares the fusion of scores with.
     """
     if weights is None:
         weights = [1.0] * len(rankings)

@@ -10,6 +10,7 @@ import re
 from hybridqa.catalog import Catalog
 
 MAX_WORDS = 64  # different words of one question that are looked up
+ENDINGS = ("ing", "ed", "es", "s", "e")
 _WORD = re.compile(r"[^\W_]+")
 STOPWORDS = frozenset(
     "a about after all also am an and any are as at be because been before being between both but by can could d "
@@ -32,15 +33,41 @@ def question_words(question: str) -> list[str]:
     return [word for word in words if word not in STOPWORDS] or words
 
 
-def match_query(question: str) -> str:
-    """The question as an FTS5 query: its words quoted and joined by OR; empty when it has none.
+def asked_words(question: str) -> list[str]:
+    """Those of the question's words that are looked up; of a very long one the first and the last.
 
-    Of a very long question the first and the last words count: what is asked stands at an end.
+    What is asked stands at an end.
     """
     words = question_words(question)
     if len(words) > MAX_WORDS:
         words = list(dict.fromkeys(words[: MAX_WORDS // 2] + words[-MAX_WORDS // 2 :]))
-    return " OR ".join(f'"{word}"' for word in words)
+    return words
+
+
+def stem(word: str) -> str:
+    """The word without the commonest English endings."""
+    for ending in ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word[: -len(ending)]
+    return word
+
+
+class AskedWords:
+    """A question's words, looked for in texts whatever their endings."""
+
+    def __init__(self, question: str) -> None:
+        self.stems = frozenset(stem(word) for word in asked_words(question))
+        words = "|".join(sorted(map(re.escape, self.stems), key=lambda word: (-len(word), word)))
+        self._pattern = re.compile(rf"(?<![^\W_])({words})(?:{'|'.join(ENDINGS)})?(?![^\W_])") if words else None
+
+    def among(self, text: str) -> frozenset[str]:
+        """Those of the stems that a text has."""
+        return frozenset() if self._pattern is None else frozenset(self._pattern.findall(text.lower()))
+
+
+def match_query(question: str) -> str:
+    """The question as an FTS5 query: its words quoted and joined by OR; empty when it has none."""
+    return " OR ".join(f'"{word}"' for word in asked_words(question))
 
 
 class LexicalIndex:

@@ -1,24 +1,28 @@
-"""Search: dense and lexical rankings of a question, fused into one list of passages.
+"""Search: what dense and lexical search find for a question, weighed and put into one list of passages.
 
 Knows nothing about prompts, modules or how each side finds what it finds. Invariant: what it returns is in the
-collection that was asked for, in the catalog's present state, best first.
+collection that was asked for, in the catalog's present state, best first, and no two of it say the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 
 from hybridqa.catalog import Catalog
 from hybridqa.errors import QuestionError
 from hybridqa.retrieval.dense import DenseIndex
+from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
-from hybridqa.retrieval.fusion import reciprocal_rank_fusion
-from hybridqa.retrieval.lexical import LexicalIndex
-from hybridqa.types import ScoredPassage
+from hybridqa.retrieval.fusion import FusionWeights, fused, title_match
+from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
+from hybridqa.types import Passage, ScoredPassage
 
 MIN_CANDIDATES = 50  # of each side
 CANDIDATES_PER_RESULT = 4
+LEXICAL_DEPTH = 4  # times as many have their BM25 looked up: dense search finds passages that share few words
+READ = 60  # candidates, best first by cosine and BM25, whose texts are read for the other signals
 
 
 class Searcher:
@@ -31,14 +35,14 @@ class Searcher:
         dense: DenseIndex,
         lexical: LexicalIndex,
         *,
-        weights: tuple[float, float] = (1.0, 1.0),
+        weights: FusionWeights | None = None,
     ) -> None:
-        """`weights` are those of the dense and the lexical ranking."""
+        """`weights` are those of the signals; the general ones by default."""
         self._catalog = catalog
         self._embedder = embedder
         self._dense = dense
         self._lexical = lexical
-        self._weights = weights
+        self._weights = weights or FusionWeights()
 
     def search(
         self, question: str, *, k: int, collection: str, timings: MutableMapping[str, float] | None = None
@@ -58,19 +62,52 @@ class Searcher:
         clock.lap("embed")
         dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint))
         clock.lap("dense")
-        lexical = dict(self._lexical.search(question, candidates, collection))
+        lexical = dict(self._lexical.search(question, LEXICAL_DEPTH * candidates, collection))
         clock.lap("lexical")
-        fused = reciprocal_rank_fusion([list(dense), list(lexical)], self._weights)
-        passages = self._catalog.get_passages([passage_id for passage_id, _ in fused[: 2 * k + 8]])
-        # those that are gone or changed hands since they were ranked are left out
-        best = [pair for pair in fused if pair[0] in passages and passages[pair[0]].collection == collection][:k]
-        words_only = [passage_id for passage_id, _ in best if passage_id not in dense]
+        ids = list(dict.fromkeys([*dense, *list(lexical)[:candidates]]))
+        words_only = [passage_id for passage_id in ids if passage_id not in dense]
         dense |= self._dense.cosines(query_D, words_only, collection, embedder=fingerprint)
-        clock.lap("fuse")
-        return [
-            ScoredPassage(passages[passage_id], score, dense.get(passage_id), lexical.get(passage_id))
-            for passage_id, score in best
+        near = self._nearest(ids, dense, lexical)[: max(READ, 2 * k)]
+        asked = AskedWords(question)
+        passages = self._catalog.get_passages(near)
+        # those that are gone or changed hands since they were ranked are left out
+        found = [
+            evidence_of(passages[passage_id], dense.get(passage_id), lexical.get(passage_id), asked)
+            for passage_id in near
+            if passage_id in passages and passages[passage_id].collection == collection
         ]
+        best = without_repetitions(fused(found, self._weights), k)
+        clock.lap("fuse")
+        return best
+
+    def _nearest(self, ids: Sequence[int], dense: Mapping[int, float], lexical: Mapping[int, float]) -> list[int]:
+        """The candidates by cosine and BM25 alone, best first: the texts of all would take too long to read."""
+        bare = [Passage(passage_id, "", "", 0, 0, 0, "") for passage_id in ids]
+        found = [ScoredPassage(one, 0.0, dense.get(one.passage_id), lexical.get(one.passage_id)) for one in bare]
+        return [scored.passage.passage_id for scored in fused(found, self._weights)]
+
+
+def evidence_of(passage: Passage, dense: float | None, lexical: float | None, asked: AskedWords) -> ScoredPassage:
+    """The passage with all that speaks for it, not yet scored."""
+    title = {stem(word) for word in text_words(passage.title) if word not in STOPWORDS}
+    shared = asked.among(f"{passage.title} {passage.heading} {passage.text}")
+    coverage = len(shared) / len(asked.stems) if asked.stems else 0.0
+    return ScoredPassage(passage, 0.0, dense, lexical, coverage, title_match(asked.stems, title))
+
+
+def without_repetitions(found: Iterable[ScoredPassage], k: int) -> list[ScoredPassage]:
+    """The first `k` that say something that none before them says; each with those that say the same in `also`."""
+    taken = Repetitions()
+    best: dict[int, ScoredPassage] = {}
+    for scored in found:
+        known = taken.same_as(scored.passage.passage_id, scored.passage.text)
+        if known is None:
+            if len(best) == k:
+                break
+            best[scored.passage.passage_id] = scored
+        elif known in best:
+            best[known] = replace(best[known], also=(*best[known].also, scored.passage))
+    return list(best.values())
 
 
 class _Clock:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from hybridqa.retrieval.lexical import question_words, text_words
+from hybridqa.retrieval.lexical import question_words, stem, text_words
 from hybridqa.types import ScoredPassage
 
 COSINE_WEIGHT = 4.0  # of the best cosine
@@ -34,7 +34,7 @@ def evidence_for(question: str, passages: Sequence[ScoredPassage], doc_ids: Coll
 
     `passages` are a search's, best first; all of one collection.
     """
-    words = {_stem(word) for word in question_words(question)}
+    words = {stem(word) for word in question_words(question)}
     cosine, overlap = 0.0, 0.0
     rival_cosine, rival_overlap = STRANGER_COSINE, STRANGER_OVERLAP
     found = False
@@ -67,16 +67,8 @@ def _overlap(words: set[str], scored: ScoredPassage) -> float:
     passage = scored.passage
     if not words:
         return 0.0
-    own = {_stem(word) for word in text_words(f"{passage.title} {passage.heading} {passage.text}")}
+    own = {stem(word) for word in text_words(f"{passage.title} {passage.heading} {passage.text}")}
     return len(words & own) / len(words)
-
-
-def _stem(word: str) -> str:
-    """The word without the commonest English endings."""
-    for ending in ("ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word[: -len(ending)]
-    return word
 
 
 def _within(value: float, bound: float) -> float:

@@ -1,4 +1,4 @@
-"""Reciprocal rank fusion against numbers worked out by hand."""
+"""Fusion of scores by what it promises, and of ranks against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,58 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridqa.retrieval.fusion import reciprocal_rank_fusion
+from hybridqa.retrieval.fusion import FusionWeights, fused, reciprocal_rank_fusion, title_match
+from hybridqa.types import Passage, ScoredPassage
+
+
+def candidate(number: int, dense: float | None, lexical: float | None, coverage: float, title: float) -> ScoredPassage:
+    return ScoredPassage(Passage(number, f"d{number}", "c", 0, 0, 0, ""), 0.0, dense, lexical, coverage, title)
+
+
+SHARE = st.floats(0, 1)
+CANDIDATES = st.lists(
+    st.tuples(st.none() | st.floats(-1, 1), st.none() | st.floats(0, 40), SHARE, SHARE), min_size=2, max_size=8
+)
+
+
+@given(CANDIDATES)
+def test_who_has_more_of_a_signal_and_no_less_of_any_is_never_behind(rows: list[tuple[float | None, ...]]) -> None:
+    ranked = fused([candidate(number, *row) for number, row in enumerate(rows)], FusionWeights())  # type: ignore[arg-type]
+    assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+    for place, ahead in enumerate(ranked):
+        for behind in ranked[place + 1 :]:
+            mine, theirs = signals(ahead), signals(behind)
+            assert not all(one <= other for one, other in zip(mine, theirs, strict=True)) or ahead.score == behind.score
+
+
+def signals(scored: ScoredPassage) -> tuple[float, float, float, float]:
+    return scored.dense or 0.0, scored.lexical or 0.0, scored.coverage, scored.title
+
+
+def test_equal_candidates_go_by_id_and_nothing_gives_nothing() -> None:
+    alike = [candidate(number, 0.5, 3.0, 0.5, 0.0) for number in (9, 4, 7)]
+    assert [one.passage.passage_id for one in fused(alike, FusionWeights())] == [4, 7, 9]
+    assert fused([], FusionWeights()) == []
+
+
+def test_each_weight_counts_its_own_signal() -> None:
+    rivals = [candidate(1, 0.9, None, 0.0, 0.0), candidate(2, 0.1, 9.0, 0.0, 0.0), candidate(3, 0.1, None, 1.0, 0.0)]
+    rivals.append(candidate(4, 0.1, None, 0.0, 1.0))
+    for first, only in enumerate(("dense", "lexical", "coverage", "title"), 1):
+        weights = FusionWeights(
+            **(dict.fromkeys(("lexical", "dense", "nearest", "title", "coverage"), 0.0) | {only: 1.0})
+        )
+        assert fused(rivals, weights)[0].passage.passage_id == first
+
+
+def test_a_title_is_named_by_all_of_its_words_and_no_others() -> None:
+    assert title_match({"lumen", "kettl"}, {"lumen", "kettl"}) == 1
+    whole, part = (
+        title_match({"lumen", "kettl", "cost"}, {"lumen", "kettl"}),
+        title_match({"lumen"}, {"lumen", "kettl"}),
+    )
+    assert 0 < part < whole < 1
+    assert title_match({"cost"}, {"kettl"}) == title_match(set(), {"kettl"}) == title_match({"cost"}, set()) == 0
 
 
 def test_scores_are_the_sums_worked_out_by_hand() -> None:

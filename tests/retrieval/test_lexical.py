@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from hybridqa.catalog import Catalog
 from hybridqa.errors import CollectionNotFoundError
-from hybridqa.retrieval.lexical import MAX_WORDS, LexicalIndex, match_query, question_words
+from hybridqa.retrieval.lexical import (
+    MAX_WORDS,
+    AskedWords,
+    LexicalIndex,
+    asked_words,
+    match_query,
+    question_words,
+    stem,
+    text_words,
+)
 
 HOSTILE = [
     '"',
@@ -103,3 +112,28 @@ def test_both_ends_of_a_long_question_count() -> None:
 def test_limits_the_number_of_results(lexical: LexicalIndex) -> None:
     assert len(lexical.search("fox hound river", 2, "a")) == 2
     assert lexical.search("fox", 0, "a") == []
+
+
+def test_asked_words_are_found_whatever_their_endings() -> None:
+    asked = AskedWords("Who designs the housed kettle?")
+    assert asked.stems == {"design", "hous", "kettl"}
+    assert asked.among("Designed in 1931: KETTLES for houses.") == asked.stems
+    assert asked.among("A designer's kettledrum in the greenhouse.") == frozenset()
+    assert AskedWords("?!").among("anything") == frozenset()
+
+
+WORDS = st.sampled_from("fox foxes foxing car caring cared bus buses speed spe nest nested e ed café straße".split())
+
+
+@given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=12))
+def test_asked_words_agree_with_comparing_stems(question: list[str], text: list[str]) -> None:
+    asked = AskedWords(" ".join(question))
+    expected = {stem(word) for word in asked_words(" ".join(question))} & {
+        stem(word) for word in text_words(" ".join(text))
+    }
+    assert asked.among(" ".join(text)) == expected
+
+
+@pytest.mark.parametrize("question", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_looked_for_in_a_text(question: str) -> None:
+    assert AskedWords(question).among("a quick fox " * 200) <= AskedWords(question).stems

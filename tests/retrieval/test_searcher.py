@@ -87,14 +87,14 @@ def test_scores_are_those_of_their_sources(library: Catalog, embedder: Embedder)
 
 def test_what_words_alone_found_has_its_cosine(embedder: Embedder, put_text: PutText, tmp_path: Path) -> None:
     with Catalog.open(tmp_path / "catalog.sqlite3", create=True) as catalog:
-        near_N_D = np.tile(embedder.embed_query("zyzzyva"), (60, 1))
+        near_N_D = np.tile(embedder.embed_query("zyzzyva beetles of the tropics"), (60, 1))
         put_text(catalog, "a", "near", [f"text {n}" for n in range(60)], near_N_D, embedder.fingerprint)
         far_D = np.roll(embedder.embed_query("zyzzyva"), 7)
         put_text(catalog, "a", "far", ["The zyzzyva is a weevil."], far_D[None], embedder.fingerprint)
         found = make(catalog, embedder).search("zyzzyva", k=8, collection="a")
         by_words = next(item for item in found if item.passage.doc_id == "far")
         assert by_words.lexical is not None
-        assert by_words.dense == pytest.approx(float(far_D @ near_N_D[0]), abs=1e-5)
+        assert by_words.dense == pytest.approx(float(far_D @ embedder.embed_query("zyzzyva")), abs=1e-5)
 
 
 def test_a_collection_sees_itself_alone(library: Catalog, embedder: Embedder) -> None:
@@ -169,3 +169,37 @@ def test_what_is_added_during_reembedding_is_embedded_too(
 
         assert reembed(catalog, embedder, add_late) == 9
         assert catalog.check() == []
+
+
+def test_a_passage_that_says_the_same_is_found_once_and_named(
+    embedder: Embedder, put_text: PutText, tmp_path: Path
+) -> None:
+    text, other = "A bicycle travels free on the ferry.", "A bicycle travels for 2 euros on the ferry."
+    with Catalog.open(tmp_path / "catalog.sqlite3", create=True) as catalog:
+        for doc_id, said in {"a": text, "b": text.upper(), "c": other, "d": text}.items():
+            put_text(catalog, "x", doc_id, [said], embedder.embed_passages([said]), embedder.fingerprint)
+        found = make(catalog, embedder).search("What does a bicycle pay on the ferry?", k=4, collection="x")
+        one = make(catalog, embedder).search("What does a bicycle pay on the ferry?", k=1, collection="x")
+    assert sorted(len(item.also) for item in found) == [0, 2]
+    assert {item.passage.doc_id for item in found} | {p.doc_id for item in found for p in item.also} == set("abcd")
+    assert len(one) == 1
+
+
+def test_a_document_that_the_question_names_comes_before_one_that_says_the_same_of_itself(
+    embedder: Embedder, put_text: PutText, tmp_path: Path
+) -> None:
+    with Catalog.open(tmp_path / "catalog.sqlite3", create=True) as catalog:
+        for site in ("alder.example", "birch.example", "cedar.example"):
+            text = f"We keep your address for as long as you have an account with us. Version {ord(site[0])}."
+            written = embedder.passage_text(site, "", text)
+            put_text(catalog, "x", site, [text], embedder.embed_passages([written]), embedder.fingerprint)
+        for site in ("alder.example", "birch.example", "cedar.example"):
+            found = make(catalog, embedder).search(f"How long does {site} keep my address?", k=3, collection="x")
+            assert found[0].passage.doc_id == site
+            assert found[0].title > found[1].title
+
+
+def test_what_speaks_for_a_passage_is_told(library: Catalog, embedder: Embedder) -> None:
+    first = make(library, embedder).search("What does E-4471 mean?", k=1, collection="library")[0]
+    assert first.coverage == 1.0  # e, 4471, mean
+    assert first.lexical is not None and first.dense is not None

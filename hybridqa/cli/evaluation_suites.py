@@ -1,0 +1,107 @@
+"""`eval retrieval`: what is measured of searching.
+
+Knows nothing about how anything is measured. Invariant: every option is checked before a model is loaded, and the
+report on standard output is the one that `--output` keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hybridqa.cli import output
+from hybridqa.cli.context import AsJson, command, options, quieten
+from hybridqa.cli.progress_lines import StageLine
+from hybridqa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hybridqa.config import Settings
+
+Docs = Annotated[Path, typer.Option("--docs", help="Documents as JSON lines: doc_id, title, text.")]
+Questions = Annotated[
+    Path, typer.Option("--questions", help="Questions as JSON lines: qid, question, answers, doc_ids.")
+]
+Most = Annotated[int, typer.Option("--most", help="At most so many questions, chosen by seed; 0: all.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of what is chosen and drawn; default: the setting.")]
+Work = Annotated[
+    Path | None, typer.Option("--work", help="Folder to work in and go on from; default: a new temporary one.")
+]
+Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON report here as well.")]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw it as a PNG beside --output.")]
+
+
+@command
+def retrieval(
+    context: typer.Context,
+    docs: Docs,
+    questions: Questions,
+    most: Most = 400,
+    seed: Seed = None,
+    work: Work = None,
+    report_file: Output = None,
+    plot: Plot = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search for the documents that questions are about: recall by k beside BM25, vectors alone and fused ranks."""
+    from hybridqa.evaluation.plots import draw_recall
+    from hybridqa.evaluation.retrieval import make_plan, run_retrieval
+
+    settings = _settings(context, report_file, plot)
+    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed)
+    report = _run(work, lambda folder, tell: run_retrieval(plan, folder, tell))
+    _keep(report, report_file, draw_recall if plot else None)
+    if as_json:
+        output.say_json(report)
+        return
+    from hybridqa.evaluation.report import cell
+
+    output.say(f"{report['data']['questions']} questions, {report['data']['documents']} documents; recall@k")
+    ks = list(next(iter(report["recall"].values())))
+    output.table(
+        ("way", *(f"k={k}" for k in ks)),
+        ([name, *(cell(by_k[k]) for k in ks)] for name, by_k in report["recall"].items()),
+    )
+
+
+def _settings(context: typer.Context, report_file: Path | None, plot: bool) -> Settings:
+    """The store's settings, once what can be checked without a model is in order."""
+    from hybridqa.config import Settings
+    from hybridqa.evaluation.plots import check_plots
+
+    given = options(context)
+    quieten(given.debug)
+    if report_file is not None and (report_file.is_dir() or not report_file.absolute().parent.is_dir()):
+        raise ConfigError(f"--output is {str(report_file)!r}; expected a file in a folder that is there.")
+    if plot:
+        if report_file is None:
+            raise ConfigError("--plot was given without --output; expected both: the picture is put beside the report.")
+        check_plots()
+    return Settings.load(given.store, name=given.name)
+
+
+def _run(
+    work: Path | None, measure: Callable[[Path, Callable[[str, int, int], None]], dict[str, Any]]
+) -> dict[str, Any]:
+    if work is not None and work.exists() and not work.is_dir():
+        raise ConfigError(f"--work is {str(work)!r}, which is no folder; expected a folder, there or to be made.")
+    with output.progress() as bar:
+        line = StageLine(bar)
+        if work is not None:
+            return measure(work, line.show)
+        with tempfile.TemporaryDirectory(prefix="hybridqa-eval-") as folder:
+            return measure(Path(folder), line.show)
+
+
+def _keep(report: dict[str, Any], path: Path | None, draw: Callable[[Mapping[str, Any], Path], None] | None) -> None:
+    from hybridqa.files import atomic_write_text
+
+    if path is None:
+        return
+    atomic_write_text(path, json.dumps(output.plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if draw is not None:
+        draw(report, path.with_suffix(".png"))

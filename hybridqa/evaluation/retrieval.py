@@ -1,0 +1,190 @@
+"""How often search finds the right document: hybridqa's own against words alone, vectors alone and their ranks fused.
+
+Knows nothing about answers. Invariant: every way of searching sees the same store, questions and passages, and ranks
+documents by their best passage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median, quantiles
+from typing import Any
+
+from hybridqa.config import Settings
+from hybridqa.errors import InputError
+from hybridqa.evaluation.datasets import (
+    EvalDocument,
+    EvalQuestion,
+    cluster_of,
+    draw,
+    first_versions,
+    read_documents,
+    read_questions,
+)
+from hybridqa.evaluation.provenance import provenance
+from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference
+from hybridqa.evaluation.stores import Tell, store_of
+from hybridqa.pipeline import HybridQA
+from hybridqa.retrieval.fusion import reciprocal_rank_fusion
+from hybridqa.retrieval.lexical import LexicalIndex
+from hybridqa.types import DEFAULT_COLLECTION, Passage
+
+KS = (1, 2, 4, 5, 8)  # documents
+DEPTH = 100  # passages of each way, from which documents are ranked
+OURS = "hybridqa"
+WAYS = ("bm25", "dense", "rrf", OURS)
+
+Ranked = list[str]  # doc ids, best first
+Way = Callable[[str], Sequence[Passage]]  # from a question to passages, best first
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalPlan:
+    """What is measured."""
+
+    docs: Path
+    questions_file: Path
+    documents: list[EvalDocument]
+    questions: list[EvalQuestion]
+    left_out: Mapping[str, int]  # questions that are not asked, by reason
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)  # a user's own, where they are not the defaults
+
+
+def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0) -> RetrievalPlan:
+    """At most `most` answerable questions (0: all), over all documents. Raises `InputError`."""
+    documents = first_versions(read_documents(docs))
+    known = {document.doc_id for document in documents}
+    every = read_questions(questions, read_documents(docs))
+    usable = [q for q in every if q.doc_ids and not q.unanswerable and known.issuperset(q.doc_ids)]
+    if not usable:
+        raise InputError(
+            f"{str(questions)!r} has no answerable question with its documents in {str(docs)!r}; expected 'doc_ids' "
+            "that name some of them."
+        )
+    left_out = {
+        "unanswerable": sum(q.unanswerable for q in every),
+        "without a document": sum(not q.doc_ids and not q.unanswerable for q in every),
+        "of a later version": sum(
+            bool(q.doc_ids) and not q.unanswerable and not known.issuperset(q.doc_ids) for q in every
+        ),
+    }
+    own = {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}}
+    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own)
+
+
+def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]:
+    """The report, as plain data. Raises `StoreError` while another run is at work in the folder."""
+    with store_of(plan.documents, work, tell, **plan.settings) as store:
+        timings: list[dict[str, float]] = []
+        ways = _ways(store, timings)
+        ranked: dict[str, list[Ranked]] = {name: [] for name in ways}
+        for place, question in enumerate(plan.questions):
+            tell("searching", place, len(plan.questions))
+            for name, way in ways.items():
+                ranked[name].append(list(dict.fromkeys(passage.doc_id for passage in way(question.question))))
+        embedder = store.embedder.fingerprint
+        passages = len(store.catalog.vector_ids(DEFAULT_COLLECTION))
+    return {
+        **provenance(plan.docs, plan.questions_file, plan.seed),
+        "suite": "retrieval",
+        "embedder": embedder,
+        "settings": dict(plan.settings),
+        "data": {
+            "documents": len(plan.documents),
+            "passages": passages,
+            "questions": len(plan.questions),
+            "left_out": dict(plan.left_out),
+        },
+        **scores(ranked, plan.questions, plan.seed),
+        "seconds": _seconds(timings),
+    }
+
+
+def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuestion], seed: int) -> dict[str, Any]:
+    """Recall of each way by k, and how far ours is ahead of each and of the better of words and vectors."""
+    clusters = [cluster_of(question) for question in questions]
+    recalls = {
+        name: {
+            k: [recall(found, question.doc_ids, k) for found, question in zip(lists, questions, strict=True)]
+            for k in KS
+        }
+        for name, lists in ranked.items()
+    }
+    better = {k: max(("bm25", "dense"), key=lambda name: fmean(recalls[name][k])) for k in KS}
+    return {
+        "recall": {
+            name: {str(k): mean_interval(values, clusters, seed=seed) for k, values in by_k.items()}
+            for name, by_k in recalls.items()
+        },
+        "ahead_of": {
+            other: {str(k): _ahead(recalls, other, k, clusters, seed) for k in KS} for other in ranked if other != OURS
+        }
+        | {
+            "better of bm25 and dense": {
+                str(k): {"way": better[k], **_parts(_ahead(recalls, better[k], k, clusters, seed))} for k in KS
+            }
+        },
+    }
+
+
+def recall(found: Ranked, gold: Sequence[str], k: int) -> float:
+    """The share of the gold documents among the first `k`, of as many as could be there."""
+    return len(set(found[:k]) & set(gold)) / min(k, len(set(gold)))
+
+
+def _ahead(
+    recalls: Mapping[str, Mapping[int, list[float]]], other: str, k: int, clusters: Sequence[str], seed: int
+) -> Interval:
+    return paired_difference(recalls[OURS][k], recalls[other][k], clusters, seed=seed)
+
+
+def _parts(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _ways(store: HybridQA, timings: list[dict[str, float]]) -> dict[str, Way]:
+    lexical = LexicalIndex(store.catalog)
+    embedder, dense, catalog = store.embedder, store.dense, store.catalog
+
+    def by_words(question: str) -> list[int]:
+        return [passage_id for passage_id, _ in lexical.search(question, DEPTH, DEFAULT_COLLECTION)]
+
+    def by_vectors(question: str) -> list[int]:
+        found = dense.search(embedder.embed_query(question), DEPTH, DEFAULT_COLLECTION, embedder=embedder.fingerprint)
+        return [passage_id for passage_id, _ in found]
+
+    def by_ranks(question: str) -> list[int]:
+        return [passage_id for passage_id, _ in reciprocal_rank_fusion([by_vectors(question), by_words(question)])]
+
+    def read(way: Callable[[str], list[int]]) -> Way:
+        def passages(question: str) -> list[Passage]:
+            ids = way(question)
+            known = catalog.get_passages(ids)
+            return [known[passage_id] for passage_id in ids]
+
+        return passages
+
+    def ours(question: str) -> list[Passage]:
+        spent: dict[str, float] = {}
+        begun = time.perf_counter()
+        found = store.searcher.search(question, k=DEPTH // 4, collection=DEFAULT_COLLECTION, timings=spent)
+        timings.append({**spent, "all": time.perf_counter() - begun})
+        return [passage for scored in found for passage in (scored.passage, *scored.also)]
+
+    ways = (read(by_words), read(by_vectors), read(by_ranks), ours)
+    return dict(zip(WAYS, ways, strict=True))
+
+
+def _seconds(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Median and 95th percentile of each step of our search."""
+    return {
+        step: {
+            "p50": median(spent[step] for spent in timings),
+            "p95": quantiles([spent[step] for spent in timings], n=20)[-1] if len(timings) > 1 else timings[0][step],
+        }
+        for step in timings[0]
+    }
