@@ -15,7 +15,7 @@ from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.fusion import reciprocal_rank_fusion
 from hybridqa.retrieval.lexical import LexicalIndex
-from hybridqa.types import ScoredPassage
+from hybridqa.types import Filter, ScoredPassage
 
 MIN_CANDIDATES = 50  # of each side
 CANDIDATES_PER_RESULT = 4
@@ -41,12 +41,19 @@ class Searcher:
         self._weights = weights
 
     def search(
-        self, question: str, *, k: int, collection: str, timings: MutableMapping[str, float] | None = None
+        self,
+        question: str,
+        *,
+        k: int,
+        collection: str,
+        timings: MutableMapping[str, float] | None = None,
+        filter: Filter | None = None,
     ) -> list[ScoredPassage]:
         """The `k` best passages of the collection, each with its cosine and, if it shares a word, its BM25.
 
-        `timings` takes the seconds of each step. Raises `QuestionError` for an empty question,
-        `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was embedded by another model.
+        With a `filter`, the best of those whose documents pass. `timings` takes the seconds of each step. Raises
+        `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was
+        embedded by another model.
         """
         if not question.strip():
             raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
@@ -56,9 +63,10 @@ class Searcher:
         fingerprint = self._embedder.fingerprint
         query_D = self._embedder.embed_query(question)
         clock.lap("embed")
-        dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint))
+        only = None if filter is None or filter.is_open else self._catalog.passing_ids(collection, filter)
+        dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint, only=only))
         clock.lap("dense")
-        lexical = dict(self._lexical.search(question, candidates, collection))
+        lexical = dict(self._lexical.search(question, candidates, collection, filter))
         clock.lap("lexical")
         fused = reciprocal_rank_fusion([list(dense), list(lexical)], self._weights)
         passages = self._catalog.get_passages([passage_id for passage_id, _ in fused[: 2 * k + 8]])
