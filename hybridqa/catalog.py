@@ -13,6 +13,7 @@ from types import TracebackType
 from hybridqa import catalog_documents as documents
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import DocumentTable
+from hybridqa.catalog_filter import FilterTable
 from hybridqa.catalog_full_text import FullTextTable
 from hybridqa.catalog_modules import ModuleTable
 from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, State, Vectors, checked_collection
@@ -24,7 +25,7 @@ __all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "St
 OFFSET_SAMPLE = 200  # documents whose passages `check` compares with the text
 
 
-class Catalog(DocumentTable, FullTextTable, VectorTable, ModuleTable):
+class Catalog(DocumentTable, FullTextTable, FilterTable, VectorTable, ModuleTable):
     """Documents, passages, vectors, full text and module rows of one store; share it between threads."""
 
     def __init__(self, database: Database, module_dir: Path | None) -> None:

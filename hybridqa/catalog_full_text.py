@@ -12,9 +12,11 @@ import sqlite3
 
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import require_collection
+from hybridqa.catalog_filter import passing_documents
 from hybridqa.catalog_rows import storable
 from hybridqa.catalog_schema import fts_table
 from hybridqa.errors import InputError
+from hybridqa.types import Filter
 
 log = logging.getLogger(__name__)
 VACUUM_COPIES = 2
@@ -26,22 +28,29 @@ class FullTextTable:
 
     _database: Database
 
-    def search_lexical(self, collection: str, match_query: str, k: int) -> list[tuple[int, float]]:
+    def search_lexical(
+        self, collection: str, match_query: str, k: int, chosen: Filter | None = None
+    ) -> list[tuple[int, float]]:
         """The `k` passages of the collection that fit an FTS5 query best: (passage id, BM25; higher is better).
 
+        With a filter, the best of those whose documents pass; what words are worth is counted over all.
         Raises `CollectionNotFoundError`, and `InputError` when the query is no FTS5 query.
         """
         storable(match_query, "the query")
         with self._database.read() as connection:
-            table = fts_table(require_collection(connection, collection))
+            collection_id = require_collection(connection, collection)
+            table = fts_table(collection_id)
             if k <= 0:
                 return []
+            query = f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? AND rank MATCH 'bm25({COLUMN_WEIGHTS})'"
             try:
-                found = connection.execute(
-                    f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? AND rank MATCH 'bm25({COLUMN_WEIGHTS})' "
-                    "ORDER BY rank LIMIT ?",
-                    (match_query, k),
-                ).fetchall()
+                with passing_documents(connection, collection_id, chosen or Filter()) as (sql, values):
+                    if chosen is not None and not chosen.is_open:
+                        # asked of each passage that matches; the documents that pass are listed once
+                        query += f" AND (SELECT document_id FROM passages WHERE passage_id = {table}.rowid) IN ({sql})"
+                    else:
+                        values = ()
+                    found = connection.execute(f"{query} ORDER BY rank LIMIT ?", (match_query, *values, k)).fetchall()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                     raise

@@ -7,7 +7,7 @@ have one dimension and one embedder, and `generation` grows whenever any of them
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -67,9 +67,9 @@ class VectorTable:
             return np.empty(0, np.int64), np.empty((0, known[1] if known else 0), np.float32)
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def iter_vectors(self, batch: int = 4096, ids: Sequence[int] | Ids | None = None) -> Iterator[tuple[Ids, Vectors]]:
+    def iter_vectors(self, batch: int = 4096, ids: Sequence[int] | Ids | None = None) -> Generator[tuple[Ids, Vectors]]:
         """The same in batches, all of one state of the store; `batch` bounds the memory, not the result."""
-        wanted = None if ids is None else sorted({int(passage_id) for passage_id in ids})
+        wanted = None if ids is None else np.unique(np.asarray(ids, dtype=np.int64)).tolist()
         with self._database.read() as connection:
             if wanted is None:
                 cursor = connection.execute("SELECT passage_id, vector FROM vectors ORDER BY passage_id")

@@ -8,7 +8,6 @@ brings up to date.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shlex
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hybridqa.catalog_schema import restoring
 from hybridqa.config import Settings
 from hybridqa.errors import CorruptStoreError, HybridQAError, StoreError
-from hybridqa.files import TEMP_SUFFIX
+from hybridqa.files import TEMP_SUFFIX, sha256_file
 from hybridqa.types import Module, ModuleKind
 
 if TYPE_CHECKING:
@@ -188,22 +187,23 @@ def _check_dense(report: Report, catalog: Catalog, settings: Settings) -> None:
         return  # faiss is missing, which has been said
     directory = settings.index_dir / FOLDER
     states: dict[str, str] = {}
+    searches: dict[str, str] = {}
     for collection in catalog.list_collections():
         if not catalog.vector_ids(collection).size:
             continue
         file = DenseFile(directory, collection)
         states[collection] = _dense_state(file.about_path, file.index_path, catalog)
+        if states[collection] == "saved":
+            searches[collection] = _dense_search(file.about_path)
     report.facts["dense_index"] = states
+    report.facts["dense_search"] = searches
     for collection, state in states.items():
         if state not in ("saved", "unsaved"):
             text = f"the dense index of collection {collection!r} is {state}"
             report.add("note", "index", text, "nothing to do: the next question rebuilds it from the catalog")
     if states and set(states.values()) <= {"saved", "unsaved"}:
-        report.add(
-            "ok",
-            "index",
-            f"{len(states)} dense index{'es' if len(states) > 1 else ''}: {', '.join(sorted(set(states.values())))}",
-        )
+        kinds = ", ".join(sorted({*states.values(), *searches.values()} - {"exact"}))
+        report.add("ok", "index", f"{len(states)} dense index{'es' if len(states) > 1 else ''}: {kinds}")
 
 
 def _dense_state(about_path: Path, index_path: Path, catalog: Catalog) -> str:
@@ -211,12 +211,20 @@ def _dense_state(about_path: Path, index_path: Path, catalog: Catalog) -> str:
         return "unsaved"
     try:
         about: Any = json.loads(about_path.read_text(encoding="utf-8"))
-        whole = hashlib.sha256(index_path.read_bytes()).hexdigest() == about["sha256"]
-        if not whole:
+        if sha256_file(index_path) != about["sha256"]:
             return "damaged"
         return "of another embedder" if about["embedder"] != catalog.embedder_fingerprint() else "saved"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged"
+
+
+def _dense_search(about_path: Path) -> str:
+    """How the index searches, and what of the nearest it was measured to find."""
+    about: Any = json.loads(about_path.read_text(encoding="utf-8"))
+    if about.get("kind", "flat") == "flat":
+        return "exact"
+    made = about["training"]
+    return f"{made['nprobe']} of {made['nlist']} lists searched (recall@10 {made['recall']:.3f})"
 
 
 def _check_module(report: Report, module: Module, model_hash: str | None, command: str) -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hybridqa.errors import StorageFullError, StoreError
 
@@ -83,13 +84,17 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Replaces the file at `path`, whole or not at all; its folder must exist. Raises `StorageFullError`."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to write that replaces the one at `path` when the block succeeds; its folder must exist.
+
+    Raises `StorageFullError`.
+    """
     temporary = _temporary_beside(path)
     with full_disk_named(path):
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -98,6 +103,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         fsync_dir(path.parent)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replaces the file at `path`, whole or not at all; its folder must exist. Raises `StorageFullError`."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

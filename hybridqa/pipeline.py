@@ -173,6 +173,7 @@ class HybridQA(ModulePipeline):
             options.get("modules"),
             options.get("plugins"),
             options.get("extractor"),
+            options.get("filter"),
         )
         async with self.stacks_in_use.planned(make) as plan:
             yield answerer, plan

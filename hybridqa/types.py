@@ -64,6 +64,29 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """Which documents a question may be answered from; what is left out lets everything pass.
+
+    Raises `InputError` for values that nothing can be compared with; see `hybridqa.filtering`.
+    """
+
+    doc_ids: tuple[str, ...] | None = None  # these alone
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # key → value, or a list of values any of which fits
+    since: str | None = None  # ISO 8601 date or date and time, inclusive; UTC where it names no time zone
+    until: str | None = None  # the same; a date alone means to the end of that day
+
+    def __post_init__(self) -> None:
+        from hybridqa.filtering import check_filter
+
+        check_filter(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every document passes."""
+        return self.doc_ids is None and not self.metadata and self.since is None and self.until is None
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A stretch of a document: `document.text[start:end] == text`."""
 

@@ -209,6 +209,44 @@ def test_one_id_is_for_one_file(run: Run, files: Path, words: list[str]) -> None
     assert "for one file" in one_line_error(run("add", files, *words))
 
 
+def test_metadata_given_by_add_filters_what_ask_finds(run: Run, files: Path) -> None:
+    run("init")
+    kettle = ["--meta", "team=kitchen", "--meta", "year=2031", "--meta", "date=2031-03-08"]
+    assert run("add", files / "kettle.txt", *kettle).exit_code == 0
+    assert run("add", files / "below" / "bridge.md", "--meta", "team=works", "--meta", "year=2029").exit_code == 0
+
+    def found(*words: str) -> set[str]:
+        answer = json.loads(
+            run("ask", "Who designed the Lumen kettle?", "--mode", "retrieval", "--json", *words).stdout
+        )
+        return {passage["doc_id"] for passage in answer["passages"]}
+
+    assert "kettle.txt" in found()
+    assert found("--document", "bridge.md") <= {"bridge.md"}
+    assert found("--where", "team=kitchen", "--where", "team=garden") == {"kettle.txt"}
+    assert found("--where", "team=kitchen", "--where", "year=2031") == {"kettle.txt"}
+    assert found("--where", 'year="2031"') == set()  # a text, not the number
+    assert found("--since", "2031-03-08", "--until", "2031-03-08") == {"kettle.txt"}
+    assert found("--until", "2001-01-01") == set()
+    chatted = run("chat", "--document", "nobody's", "--json", stdin="Who designed the Lumen kettle?\n")
+    assert json.loads(chatted.stdout)["abstained"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "Who?", "--where", "team"], "--where 'team' is no KEY=VALUE"),
+        (["ask", "Who?", "--since", "spring"], "since='spring' is no date"),
+        (["chat", "--until", "31.12.2031"], "until='31.12.2031' is no date"),
+        (["add", "x.txt", "--meta", "=3"], "--meta '=3' is no KEY=VALUE"),
+        (["add", "x.txt", "--meta", "a=1", "--meta", "a=2"], "--meta 'a' is given twice"),
+    ],
+)
+def test_a_filter_that_is_none_is_one_line(run: Run, words: list[str], message: str) -> None:
+    run("init")
+    assert message in one_line_error(run(*words))
+
+
 def test_ls_prints_tabs_into_a_pipe(run: Run, filled: Path) -> None:
     lines = [line.split("\t") for line in run("ls").stdout.splitlines()]
     assert [(line[0], line[1], line[3], line[4]) for line in lines] == [

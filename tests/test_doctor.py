@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sqlite3
@@ -28,6 +29,7 @@ from hybridqa.errors import CorruptModuleError
 from hybridqa.models import ModelFolder
 from hybridqa.modules.manifest import Manifest
 from hybridqa.modules.registry import JOURNAL, LOCK
+from hybridqa.retrieval.dense import DenseIndex
 
 ROOT = Path(__file__).parent.parent
 Examine = Callable[..., tuple[int, dict[str, Any]]]
@@ -334,13 +336,25 @@ def test_a_dense_index_that_is_damaged(examine: Examine, store: Path, environmen
     with HybridQA.open(store, model=environment["HYBRIDQA_MODEL"], engine="reference") as qa:
         qa.searcher.search("kettle", k=1, collection="default")
         qa.dense.save()
-    assert examine()[1]["dense_index"] == {"default": "saved"}
+    report = examine()[1]
+    assert report["dense_index"] == {"default": "saved"}
+    assert report["dense_search"] == {"default": "exact"}
     [file] = (store / "indexes" / "default").rglob("*.faiss")
     file.write_bytes(file.read_bytes()[:-10])
     code, report = examine()
     assert code == 0
     assert report["dense_index"] == {"default": "damaged"}
     assert any("'default' is damaged" in text for text in texts(report, "note"))
+
+
+def test_a_dense_index_of_lists_says_its_recall(examine: Examine, store: Path) -> None:
+    with Catalog.open(store / "indexes" / "default" / "catalog.sqlite3") as catalog:
+        dense = DenseIndex(store / "indexes" / "default", catalog, lists_from=1)
+        dense.sync("default")
+        dense.save()
+    report = examine()[1]
+    assert re.fullmatch(r"\d+ of \d+ lists searched \(recall@10 \d\.\d{3}\)", report["dense_search"]["default"])
+    assert any("recall@10" in text for text in texts(report, "ok"))
 
 
 def test_vectors_of_another_embedder(examine: Examine, store: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hybridqa import Answer, HybridQA, Message, Mode
+from hybridqa import Answer, Filter, HybridQA, Message, Mode
 from hybridqa.engine.protocol import Delta
 from hybridqa.errors import (
     CollectionNotFoundError,
@@ -160,6 +160,25 @@ def test_documents_answer_at_once_and_in_their_own_collection(open_store: Open) 
     assert qa.ask("Who designed the Lumen kettle?").abstained
     with pytest.raises(DocumentNotFoundError, match="kettle"):
         qa.remove("kettle")
+
+
+def test_a_filter_says_which_documents_may_answer(open_store: Open) -> None:
+    qa = open_store()
+    qa.add_text("kettle", KETTLE, metadata={"team": "kitchen", "date": "2031-03-08"})
+    qa.add_text("bridge", BRIDGE, metadata={"team": "works", "date": "2029-01-01"})
+
+    def answered_from(chosen: Filter | None) -> set[str]:
+        answer = qa.ask("Who designed the Lumen kettle?", filter=chosen)
+        assert answer.abstained or answer.passages
+        return {scored.passage.doc_id for scored in answer.passages}
+
+    assert answered_from(None) == answered_from(Filter()) >= {"kettle"}
+    assert answered_from(Filter(("bridge",))) <= {"bridge"}
+    assert answered_from(Filter(metadata={"team": ["kitchen", "garden"]})) == {"kettle"}
+    assert answered_from(Filter(since="2031-01-01", until="2031-12-31")) == {"kettle"}
+    assert answered_from(Filter(("nobody's",))) == set()
+    with pytest.raises(QuestionError, match="filter="):
+        qa.ask("Who?", filter={"team": "kitchen"})  # type: ignore[typeddict-item]
 
 
 def test_bad_questions_and_documents_are_refused_and_the_store_goes_on(open_store: Open, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hybridqa.modules.stacks import StackCache
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import Answer, Message, Mode, ModuleChoice, Route, Usage
+from hybridqa.types import Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
@@ -83,13 +83,14 @@ class Answerer:
         modules: int | None = None,
         plugins: Sequence[str] | None = None,
         extractor: bool | None = None,
+        filter: Filter | None = None,
     ) -> Plan:
         """Everything up to the engine; see `AskOptions`.
 
         Raises `QuestionError`, `CollectionNotFoundError`, and for plug-ins that the question names
         `ModuleNotFoundInStoreError`, `InputError` and `RankLimitError`.
         """
-        check_values(question, k, modules, plugins)
+        check_values(question, k, modules, plugins, filter)
         self._catalog.require_collection(collection)
         timings: dict[str, float] = {}
         self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
@@ -97,12 +98,12 @@ class Answerer:
         if mode is not Mode.CLOSED:
             wanted = k or self._passages
             found = self._searcher.search(
-                question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings
+                question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings, filter=filter
             )
         started = time.perf_counter()
         companions = self._companions.choose(collection, mode, plugins, extractor)
         room = self._max_rank - companions.rank
-        route = self._usable(self._router.route(question, found, mode, collection, modules, room))
+        route = self._usable(self._router.route(question, found, mode, collection, modules, room, filter))
         route = companions.join(route)
         route = replace(route, passages=route.passages[: k or self._passages])
         timings["route"] = time.perf_counter() - started

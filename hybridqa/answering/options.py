@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 from hybridqa.errors import QuestionError
-from hybridqa.types import Message, Mode
+from hybridqa.types import Filter, Message, Mode
 
 
 class AskOptions(TypedDict, total=False):
@@ -21,6 +21,7 @@ class AskOptions(TypedDict, total=False):
     k: int | None  # passages in the prompt, at most; the setting `passages`
     modules: int | None  # documents' modules in the stack, at most; the setting `modules`
     plugins: Sequence[str] | None  # ids of the plug-ins in the stack, in place of those of the setting `plugins`
+    filter: Filter | None  # which documents may answer, by passages or modules; all of the collection's
     extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
 
 
@@ -34,7 +35,11 @@ def check_options(names: Iterable[str]) -> None:
 
 
 def check_values(
-    question: str, k: int | None = None, modules: int | None = None, plugins: Sequence[str] | None = None
+    question: str,
+    k: int | None = None,
+    modules: int | None = None,
+    plugins: Sequence[str] | None = None,
+    filter: Filter | None = None,
 ) -> None:
     """Raises `QuestionError` for values that no question can be answered with."""
     if not isinstance(question, str) or not question.strip():
@@ -45,3 +50,5 @@ def check_values(
         raise QuestionError(f"modules={modules!r} cannot be used; expected 0 or more.")
     if plugins is not None and (isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins)):
         raise QuestionError(f"plugins={plugins!r} cannot be used; expected a list of ids such as ['house-style'].")
+    if filter is not None and not isinstance(filter, Filter):
+        raise QuestionError(f"filter={filter!r} cannot be used; expected one such as Filter(since='2031-03-08').")

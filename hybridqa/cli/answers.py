@@ -15,8 +15,9 @@ import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AsJson, Collection, command, fail, open_store
+from hybridqa.cli.filters import Documents, Since, Until, Where, filter_of
 from hybridqa.errors import HybridQAError, QuestionError
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Message, Mode, ModuleChoice
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice
 
 if TYPE_CHECKING:
     from hybridqa.answering.options import AskOptions
@@ -41,6 +42,10 @@ def ask(
     collection: Collection = DEFAULT_COLLECTION,
     plugin: Plugins = None,
     no_extractor: NoExtractor = False,
+    document: Documents = None,
+    where: Where = None,
+    since: Since = None,
+    until: Until = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,8 +54,8 @@ def ask(
         question = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not question.strip():
         raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
+    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until))
     with open_store(context) as store:
-        asked = _options(collection, k, plugin, no_extractor)
         answer = _answer(store, question, {**asked, "mode": mode}, stream, as_json)
         _show(answer, question, collection, as_json, streamed=stream)
 
@@ -63,13 +68,17 @@ def chat(
     collection: Collection = DEFAULT_COLLECTION,
     plugin: Plugins = None,
     no_extractor: NoExtractor = False,
+    document: Documents = None,
+    where: Where = None,
+    since: Since = None,
+    until: Until = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
     by_hand = sys.stdin.isatty()
     history: list[Message] = []
     troubled = False
-    asked = _options(collection, k, plugin, no_extractor)
+    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until))
     with open_store(context) as store:
         store.catalog.require_collection(collection)
         if by_hand:
@@ -133,10 +142,18 @@ def _mode(name: str, current: Mode) -> tuple[Mode, bool]:
     return mode, known
 
 
-def _options(collection: str, k: int | None, plugin: list[str] | None, no_extractor: bool) -> AskOptions:
+def _options(
+    collection: str, k: int | None, plugin: list[str] | None, no_extractor: bool, filter: Filter | None
+) -> AskOptions:
     """The options that hold for all questions of a command; what was not given is left to the settings."""
     extractor = False if no_extractor else None
-    return {"collection": collection, "k": k, "plugins": plugin or None, "extractor": extractor}
+    return {
+        "collection": collection,
+        "k": k,
+        "plugins": plugin or None,
+        "extractor": extractor,
+        "filter": filter,
+    }
 
 
 def _answer(store: HybridQA, question: str, asked: AskOptions, stream: bool, as_json: bool) -> Answer:

@@ -10,12 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AnyCollection, AsJson, Collection, command, fail, open_store
+from hybridqa.cli.filters import metadata_of
 from hybridqa.errors import HybridQAError, InputError, NotFoundError, StoreError
 from hybridqa.types import DEFAULT_COLLECTION
 
@@ -48,6 +49,12 @@ def add(
         str | None, typer.Option("--id", help="The document's id, for one file; default: its name.")
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="The document's title, for one file.")] = None,
+    meta: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--meta", metavar="KEY=VALUE", help="Metadata of every file added, for `ask --where`; may be repeated."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add documents, or their new versions: text, Markdown, HTML, PDF and DOCX. The same again changes nothing."""
@@ -57,6 +64,7 @@ def add(
         raise InputError(f"--id and --title are for one file, not for {len(paths)} paths or a folder; leave them out.")
     if STDIN in paths and doc_id is None:
         raise InputError("a text from standard input has no name: give it one with --id.")
+    metadata = metadata_of(meta)
     results: list[AddResult] = []
     failed: list[dict[str, str]] = []
     stop: HybridQAError | None = None
@@ -72,7 +80,7 @@ def add(
                         f"{str(path)!r} would have the id {file_id!r}, and so would another of these files; add the "
                         "folder that holds both, or each alone with --id."
                     )
-                result = _add_one(store, path, file_id, collection, title)
+                result = _add_one(store, path, file_id, collection, title, metadata)
             except InputError as error:
                 failed.append({"path": str(path), "error": _line(error)})
             except HybridQAError as error:  # a full disk, or a broken store or model, would stop the next file as well
@@ -115,11 +123,13 @@ def _files(paths: Sequence[Path], doc_id: str | None, failed: list[dict[str, str
             note(error)
 
 
-def _add_one(store: HybridQA, path: Path, doc_id: str, collection: str, title: str | None) -> AddResult:
+def _add_one(
+    store: HybridQA, path: Path, doc_id: str, collection: str, title: str | None, metadata: dict[str, Any] | None
+) -> AddResult:
     if path == STDIN:
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
-        return store.add_text(doc_id, text, title=title or "", collection=collection)
-    [result] = store.add(path, doc_id=doc_id, collection=collection, title=title)
+        return store.add_text(doc_id, text, title=title or "", collection=collection, metadata=metadata)
+    [result] = store.add(path, doc_id=doc_id, collection=collection, title=title, metadata=metadata)
     return result
 
 

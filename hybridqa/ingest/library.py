@@ -144,7 +144,7 @@ class Library:
             content_hash=digest,
             source=source,
             media_type=media_type,
-            metadata=dict(same.metadata if same is not None and metadata is None else metadata or {}),
+            metadata=dict((known.metadata if known is not None else {}) if metadata is None else metadata),
             added_at=known.added_at if known else now,
             updated_at=now,
         )

@@ -1,33 +1,35 @@
-"""Dense search: an exact FAISS index for each collection, kept in step with the catalog's vectors.
+"""Dense search: a FAISS index for each collection, kept in step with the catalog's vectors.
 
-Knows nothing about text, embedders or ranking by anything but cosine. Invariant: a search answers as if every vector of
-the collection, and no other, had been compared one by one with the question in the catalog's state at its beginning;
-the files are copies, and losing them costs time alone.
+Knows nothing about text, embedders or ranking by anything but cosine. Invariant: a search finds passages of the
+collection alone, in the catalog's state at its beginning, each with its exact cosine. In a collection of fewer than
+`LISTS_FROM` passages they are the nearest there are. In a larger one they are found through inverted lists, if those
+found at least `lists.RECALL` of the ten nearest when they were made; else they are the nearest there are, too. The
+files are copies, and losing them costs time alone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
-import faiss
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from hybridqa.catalog import Catalog, Ids, State
 from hybridqa.errors import CollectionNotFoundError, EmbedderMismatchError, StoreError
-from hybridqa.retrieval.dense_file import DenseFile, new_index, sweep
+from hybridqa.retrieval.dense_file import DenseFile, sweep
+from hybridqa.retrieval.vector_index import VectorIndex
 
 log = logging.getLogger(__name__)
 
 FOLDER = "dense"
 LOCK_NAME = ".lock"
+LISTS_FROM = 50_000  # vectors; fewer are compared in less time than it takes to notice: `eval/large_index.py`
 SAVE_SHARE = 8  # a file is written anew when 1/8 of the index has changed since
 _LOCK_SECONDS = 30.0
 NO_STATE: State = (-1, "")
@@ -40,7 +42,7 @@ class _Part:
 
     file: DenseFile
     lock: Lock = field(default_factory=Lock)
-    index: Any = None  # faiss.IndexIDMap2; None before the first vector
+    index: VectorIndex | None = None  # None before the first vector
     embedder: str | None = None
     state: State = NO_STATE  # of the catalog, that the index has reached
     unsaved: int = 0  # vectors added or removed since the file was read or written
@@ -49,31 +51,34 @@ class _Part:
 class DenseIndex:
     """Cosine search over the passages of one collection at a time; safe to share between threads and processes."""
 
-    def __init__(self, directory: Path, catalog: Catalog) -> None:
+    def __init__(self, directory: Path, catalog: Catalog, *, lists_from: int = LISTS_FROM) -> None:
         """Keeps its files in `directory`/dense; reads and writes nothing yet."""
         self._directory = Path(directory).absolute() / FOLDER
         self._catalog = catalog
+        self._lists_from = lists_from
         self._parts: dict[str, _Part] = {}
         self._parts_lock = Lock()
 
     def search(
-        self, query_D: NDArray[np.float32], k: int, collection: str, *, embedder: str | None = None
+        self,
+        query_D: NDArray[np.float32],
+        k: int,
+        collection: str,
+        *,
+        embedder: str | None = None,
+        only: Ids | None = None,
     ) -> list[tuple[int, float]]:
         """The `k` passages nearest to a vector of length 1: (passage id, cosine), best first, equal ones by id.
 
-        With `embedder` (a fingerprint) given, raises `EmbedderMismatchError` when the store's vectors are another's.
-        Raises `CollectionNotFoundError`.
+        With `only` (ids, ascending), the nearest of these. With `embedder` (a fingerprint) given, raises
+        `EmbedderMismatchError` when the store's vectors are another's. Raises `CollectionNotFoundError`.
         """
         part = self._part(collection)
         with part.lock:
             self._sync_part(part, collection)
             if part.index is None:
                 return []
-            query_1_D = self._checked(part, query_D, embedder)
-            if (k := min(k, part.index.ntotal)) <= 0:
-                return []
-            scores, ids = part.index.search(query_1_D, k)
-        found = [(int(i), float(score)) for i, score in zip(ids[0], scores[0], strict=True) if i >= 0]
+            found = part.index.search(_checked(part, query_D, embedder), k, only)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
     def cosines(
@@ -85,12 +90,11 @@ class DenseIndex:
             self._sync_part(part, collection)
             if part.index is None or not ids:
                 return {}
-            query_1_D = self._checked(part, query_D, embedder)
-            wanted = np.array(sorted(set(ids)), dtype=np.int64)
-            known = wanted[np.isin(wanted, _ids_of(part.index))]
+            query_1_D = _checked(part, query_D, embedder)
+            known = part.index.known(np.array(sorted(set(ids)), dtype=np.int64))
             if not known.size:
                 return {}
-            vectors_N_D = part.index.reconstruct_batch(known)
+            vectors_N_D = part.index.vectors(known)
         return dict(zip(known.tolist(), (vectors_N_D @ query_1_D[0]).tolist(), strict=True))
 
     def sync(self, collection: str | None = None) -> None:
@@ -136,17 +140,6 @@ class DenseIndex:
                 self._parts[collection] = _Part(DenseFile(self._directory, collection))
             return self._parts[collection]
 
-    def _checked(self, part: _Part, query_D: NDArray[np.float32], embedder: str | None) -> NDArray[np.float32]:
-        """The query as faiss takes it, when it can be compared with the part's vectors."""
-        query_1_D = np.ascontiguousarray(query_D, dtype=np.float32).reshape(1, -1)
-        if (embedder is not None and embedder != part.embedder) or query_1_D.shape[1] != part.index.d:
-            raise EmbedderMismatchError(
-                f"the store's vectors are of the embedder {part.embedder!r} with {part.index.d} dimensions, the "
-                f"question's of {embedder or 'an embedder'!r} with {query_1_D.shape[1]}; set the embedder back, or run "
-                "`hybridqa refresh --embeddings` to make the store's anew."
-            )
-        return query_1_D
-
     def _sync_part(self, part: _Part, collection: str) -> None:
         """Adds and removes by the difference of ids; the caller holds the part's lock."""
         for _ in range(_ATTEMPTS):
@@ -164,34 +157,49 @@ class DenseIndex:
                 return
             if part.embedder != embedder or part.state[0] >= state[0]:
                 part.index, part.unsaved = self._load(part.file, embedder, wanted, state), 0
-            index_ids = np.empty(0, np.int64) if part.index is None else _ids_of(part.index)
-            gone = np.setdiff1d(index_ids, wanted, assume_unique=True)
-            fresh, vectors_N_D = self._catalog.vectors(np.setdiff1d(wanted, index_ids, assume_unique=True))
-            if self._catalog.embedder_fingerprint() != embedder:
+            known = np.empty(0, np.int64) if part.index is None else part.index.ids
+            gone = np.setdiff1d(known, wanted, assume_unique=True)
+            fresh = self._add(part, np.setdiff1d(wanted, known, assume_unique=True), embedder)
+            if fresh is None:
                 part.state = NO_STATE  # re-embedded meanwhile: which vectors were read is not certain
                 part.embedder = None
                 continue
-            if gone.size:
+            if gone.size and part.index is not None:
                 part.file.remove()  # a removed passage stays in no file
-                part.index.remove_ids(gone)
-            if fresh.size:
-                if part.index is None:
-                    part.index = new_index(vectors_N_D.shape[1])
-                part.index.add_with_ids(vectors_N_D, fresh)
+                part.index.remove(gone)
             part.embedder, part.state = embedder, state
-            part.unsaved += gone.size + fresh.size
-            if part.index is not None and part.unsaved * SAVE_SHARE > part.index.ntotal:
+            part.unsaved += gone.size + fresh
+            if part.index is not None and part.index.is_due(self._lists_from):
+                part.index = part.index.renewed(self._lists_from)
+                part.unsaved = len(part.index)
+            if part.index is not None and part.unsaved * SAVE_SHARE > len(part.index):
                 self._try_save(part, collection)
             return
         raise StoreError("the store's vectors are being replaced all the time; let the other process end, then repeat.")
 
-    def _load(self, file: DenseFile, embedder: str, wanted: Ids, state: State) -> Any | None:
+    def _add(self, part: _Part, ids: Ids, embedder: str) -> int | None:
+        """Adds the vectors of the ids and gives their number; None when they turn out to be another embedder's."""
+        added = 0
+        if not ids.size:
+            return added
+        with closing(self._catalog.iter_vectors(ids=ids)) as batches:
+            for batch, vectors_N_D in batches:
+                # all batches are of the state that the first one was read in; it is asked for after that
+                if not added and self._catalog.embedder_fingerprint() != embedder:
+                    return None
+                if part.index is None:
+                    part.index = VectorIndex.empty(vectors_N_D.shape[1])
+                part.index.add(batch, vectors_N_D)
+                added += len(batch)
+        return added
+
+    def _load(self, file: DenseFile, embedder: str, wanted: Ids, state: State) -> VectorIndex | None:
         """The index of the file, if its vectors are the catalog's."""
         newest, vector_1_D = self._catalog.vectors(wanted[-1:])
         if not newest.size:
             return None
         loaded = file.load(embedder, vector_1_D.shape[1], state)
-        if loaded is None or not loaded[0].ntotal:
+        if loaded is None or not len(loaded[0]):
             return None
         index, known = loaded
         if not known and not self._agrees(index, wanted):
@@ -199,13 +207,10 @@ class DenseIndex:
             return None
         return index
 
-    def _agrees(self, index: Any, wanted: Ids) -> bool:
+    def _agrees(self, index: VectorIndex, wanted: Ids) -> bool:
         """Whether every vector that is in both is the same: a catalog put back from a backup gives ids anew."""
-        common = np.intersect1d(_ids_of(index), wanted, assume_unique=True)
-        return all(
-            np.array_equal(index.reconstruct_batch(ids), vectors_N_D)
-            for ids, vectors_N_D in self._catalog.iter_vectors(ids=common)
-        )
+        with closing(self._catalog.iter_vectors(ids=index.known(wanted))) as batches:
+            return all(np.array_equal(index.vectors(ids), vectors_N_D) for ids, vectors_N_D in batches)
 
     def _empty(self, part: _Part, embedder: str | None, state: State) -> None:
         part.file.remove()
@@ -228,7 +233,7 @@ class DenseIndex:
         part.unsaved = 0
         if self._catalog.state() != part.state:  # a removal may have deleted the file just before it was written
             with suppress(CollectionNotFoundError):
-                if np.isin(_ids_of(part.index), self._catalog.vector_ids(collection)).all():
+                if not np.setdiff1d(part.index.ids, self._catalog.vector_ids(collection), assume_unique=True).size:
                     return
             part.file.remove()
 
@@ -253,6 +258,14 @@ class DenseIndex:
             log.warning("old dense indexes in %s could not be deleted: %s", self._directory, error)
 
 
-def _ids_of(index: Any) -> Ids:
-    """The ids in the index, sorted."""
-    return np.sort(faiss.vector_to_array(index.id_map).astype(np.int64))
+def _checked(part: _Part, query_D: NDArray[np.float32], embedder: str | None) -> NDArray[np.float32]:
+    """The query as faiss takes it, when it can be compared with the part's vectors, which there are."""
+    assert part.index is not None
+    query_1_D = np.ascontiguousarray(query_D, dtype=np.float32).reshape(1, -1)
+    if (embedder is not None and embedder != part.embedder) or query_1_D.shape[1] != part.index.dimension:
+        raise EmbedderMismatchError(
+            f"the store's vectors are of the embedder {part.embedder!r} with {part.index.dimension} dimensions, the "
+            f"question's of {embedder or 'an embedder'!r} with {query_1_D.shape[1]}; set the embedder back, or run "
+            "`hybridqa refresh --embeddings` to make the store's anew."
+        )
+    return query_1_D

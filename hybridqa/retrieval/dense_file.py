@@ -1,7 +1,9 @@
 """A collection's dense index on disk: a `.faiss` file and a `.json` beside it that says what it must be.
 
-Knows nothing about the catalog or searching. Invariant: a file is a copy that can be rebuilt, so whatever is missing,
-damaged or not what its `.json` says is read as nothing at all, never as a wrong index.
+The `.json` also says how the index searches: `kind` is "flat" (every vector is compared) or "ivf" (inverted lists), and
+`training` how the lists were made and with what recall. Both are written and read as streams: nothing is in memory
+twice. Knows nothing about the catalog or searching. Invariant: a file is a copy that can be rebuilt, so whatever is
+missing, damaged or not what its `.json` says is read as nothing at all, never as a wrong index.
 """
 
 from __future__ import annotations
@@ -10,22 +12,21 @@ import hashlib
 import json
 import logging
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 
 from hybridqa.catalog_rows import State
-from hybridqa.files import TEMP_SUFFIX, atomic_write_bytes, atomic_write_text
+from hybridqa.files import TEMP_SUFFIX, atomic_file, atomic_write_text, sha256_file
+from hybridqa.retrieval.lists import Training
+from hybridqa.retrieval.vector_index import VectorIndex
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-
-
-def new_index(dimension: int) -> Any:
-    """An empty exact inner-product index whose ids are the caller's."""
-    return faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+FORMAT = 2
+FLAT_FORMAT = 1  # of an older hybridqa: flat, and without `kind` and `training`
+_BLOCK = 1 << 20  # bytes
 
 
 class DenseFile:
@@ -37,44 +38,54 @@ class DenseFile:
         self.index_path = directory / f"{name}.faiss"
         self.about_path = directory / f"{name}.json"
 
-    def save(self, index: Any, embedder: str, state: State) -> None:
+    def save(self, index: VectorIndex, embedder: str, state: State) -> None:
         """Replaces the file; a kill in between leaves a pair that `load` refuses. Raises `StorageFullError`."""
-        data = faiss.serialize_index(index).tobytes()
+        self.index_path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with atomic_file(self.index_path) as file:
+
+            def write(block: bytes) -> int:
+                digest.update(block)
+                return file.write(block)
+
+            faiss.write_index(index.faiss_index, faiss.PyCallbackIOWriter(write, _BLOCK))
         about = {
             "format": FORMAT,
             "collection": self._collection,
             "embedder": embedder,
-            "dimension": int(index.d),
-            "vectors": int(index.ntotal),
+            "dimension": index.dimension,
+            "vectors": len(index),
             "generation": state[0],
             "token": state[1],
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest.hexdigest(),
+            "kind": "flat" if index.is_exact else "ivf",
+            "training": None if index.training is None else asdict(index.training),
+            "changed": index.changed,
         }
-        self.index_path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(self.index_path, data)
         atomic_write_text(self.about_path, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
-    def load(self, embedder: str, dimension: int, state: State) -> tuple[Any, bool] | None:
+    def load(self, embedder: str, dimension: int, state: State) -> tuple[VectorIndex, bool] | None:
         """The index if it is whole, of this embedder and no newer than `state`, and whether it is of just this state.
 
         One that is not may be of another history: a catalog put back from a backup gives ids anew.
         """
         try:
             about = json.loads(self.about_path.read_text(encoding="utf-8"))
-            data = self.index_path.read_bytes()
+            digest = sha256_file(self.index_path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             log.warning("dense index %s is not readable (%s); rebuilding it", self.index_path, error)
             return None
-        problem = self._problem(about, data, embedder, dimension, state[0])
+        problem = self._problem(about, digest, embedder, dimension, state[0])
         if problem is None:
             try:
-                index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
-            except RuntimeError as error:  # faiss raises nothing else
-                problem = f"faiss cannot read it: {error}"
+                training = None if about.get("training") is None else Training(**about["training"])
+                index = VectorIndex(faiss.read_index(str(self.index_path)), training, int(about.get("changed", 0)))
+            except (RuntimeError, TypeError, ValueError) as error:  # faiss raises nothing but the first
+                problem = f"it cannot be read: {error}"
             else:
-                if isinstance(index, faiss.IndexIDMap2) and (index.d, index.ntotal) == (dimension, about["vectors"]):
+                if index.is_known and (index.dimension, len(index)) == (dimension, about["vectors"]):
                     return index, bool(state[1]) and (about["generation"], about.get("token")) == state
                 problem = "it is another kind of index"
         log.warning("dense index %s is not usable (%s); rebuilding it", self.index_path, problem)
@@ -92,16 +103,18 @@ class DenseFile:
             except OSError as error:
                 log.warning("dense index %s could not be deleted: %s", path, error)
 
-    def _problem(self, about: Any, data: bytes, embedder: str, dimension: int, generation: int) -> str | None:
+    def _problem(self, about: Any, digest: str, embedder: str, dimension: int, generation: int) -> str | None:
         if not isinstance(about, dict):
             return "its description is no JSON object"
-        expected = {"format": FORMAT, "collection": self._collection, "embedder": embedder, "dimension": dimension}
+        if about.get("format") not in (FLAT_FORMAT, FORMAT):
+            return f"format is {about.get('format')!r}, not {FORMAT!r}"
+        expected = {"collection": self._collection, "embedder": embedder, "dimension": dimension}
         for name, value in expected.items():
             if about.get(name) != value:
                 return f"{name} is {about.get(name)!r}, not {value!r}"
         if not isinstance(about.get("generation"), int) or about["generation"] > generation:
             return f"generation is {about.get('generation')!r}, the catalog's {generation}"
-        if hashlib.sha256(data).hexdigest() != about.get("sha256"):
+        if digest != about.get("sha256"):
             return "its sha256 is another"
         return None
 

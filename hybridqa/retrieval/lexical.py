@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from hybridqa.catalog import Catalog
+from hybridqa.types import Filter
 
 MAX_WORDS = 64  # different words of one question that are looked up
 ENDINGS = ("ing", "ed", "es", "s", "e")
@@ -76,7 +77,7 @@ class LexicalIndex:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def search(self, question: str, k: int, collection: str) -> list[tuple[int, float]]:
+    def search(self, question: str, k: int, collection: str, filter: Filter | None = None) -> list[tuple[int, float]]:
         """The `k` passages that fit the question's words best: (passage id, BM25; higher is better).
 
         Raises `CollectionNotFoundError`.
@@ -85,4 +86,4 @@ class LexicalIndex:
         if not query or k <= 0:
             self._catalog.require_collection(collection)
             return []
-        return self._catalog.search_lexical(collection, query, k)
+        return self._catalog.search_lexical(collection, query, k, filter)

@@ -17,7 +17,7 @@ from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.fusion import FusionWeights, fused, title_match
 from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
-from hybridqa.types import Passage, ScoredPassage
+from hybridqa.types import Filter, Passage, ScoredPassage
 
 MIN_CANDIDATES = 50  # of each side
 CANDIDATES_PER_RESULT = 4
@@ -45,12 +45,19 @@ class Searcher:
         self._weights = weights or FusionWeights()
 
     def search(
-        self, question: str, *, k: int, collection: str, timings: MutableMapping[str, float] | None = None
+        self,
+        question: str,
+        *,
+        k: int,
+        collection: str,
+        timings: MutableMapping[str, float] | None = None,
+        filter: Filter | None = None,
     ) -> list[ScoredPassage]:
         """The `k` best passages of the collection, each with its cosine and, if it shares a word, its BM25.
 
-        `timings` takes the seconds of each step. Raises `QuestionError` for an empty question,
-        `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was embedded by another model.
+        With a `filter`, the best of those whose documents pass. `timings` takes the seconds of each step. Raises
+        `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was
+        embedded by another model.
         """
         if not question.strip():
             raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
@@ -60,9 +67,10 @@ class Searcher:
         fingerprint = self._embedder.fingerprint
         query_D = self._embedder.embed_query(question)
         clock.lap("embed")
-        dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint))
+        only = None if filter is None or filter.is_open else self._catalog.passing_ids(collection, filter)
+        dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint, only=only))
         clock.lap("dense")
-        lexical = dict(self._lexical.search(question, LEXICAL_DEPTH * candidates, collection))
+        lexical = dict(self._lexical.search(question, LEXICAL_DEPTH * candidates, collection, filter))
         clock.lap("lexical")
         ids = list(dict.fromkeys([*dense, *list(lexical)[:candidates]]))
         words_only = [passage_id for passage_id in ids if passage_id not in dense]

@@ -2,7 +2,7 @@
 
 Knows nothing about how passages were found, adapters are stacked or prompts are written. Invariant: a module that is
 not a document's, current, published, fresh, of this base model and of the question's collection is never chosen, and
-neither is one whose documents the passages do not speak for.
+neither is one whose documents the passages do not speak for or the question's filter leaves out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from hybridqa.catalog import Catalog
 from hybridqa.routing.evidence import evidence_for
 from hybridqa.routing.shares import weighed
-from hybridqa.types import Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
+from hybridqa.types import Filter, Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
 
 class Router:
@@ -47,11 +47,12 @@ class Router:
         collection: str,
         modules: int | None = None,
         max_rank: int | None = None,
+        filter: Filter | None = None,
     ) -> Route:
         """The route of a question in a mode, from the passages that a search in `collection` found.
 
         `modules` says how many there may be for this question and `max_rank` what their ranks may sum to, instead of
-        the router's own numbers.
+        the router's own numbers. `filter` is the search's; a module is chosen only if all its documents pass.
         """
         if mode is Mode.CLOSED:
             return Route(mode, reason="closed: the base model's memory alone")
@@ -65,7 +66,7 @@ class Router:
         if mode is not Mode.RETRIEVAL:
             limit = self._modules if modules is None else modules
             room = self._max_rank if max_rank is None else max_rank
-            chosen, why = self._choose(question, near, collection, limit, room)
+            chosen, why = self._choose(question, near, collection, limit, room, filter)
             reasons.append(why)
         return Route(mode, kept, chosen, "; ".join(reasons))
 
@@ -75,7 +76,13 @@ class Router:
         return found.dense is None or found.dense >= self._passage_threshold
 
     def _choose(
-        self, question: str, passages: Sequence[ScoredPassage], collection: str, limit: int, room: int
+        self,
+        question: str,
+        passages: Sequence[ScoredPassage],
+        collection: str,
+        limit: int,
+        room: int,
+        filter: Filter | None,
     ) -> tuple[tuple[ModuleChoice, ...], str]:
         """The modules, at most `limit` and with ranks that sum to at most `room`, strongest evidence first, and why."""
         if limit == 0:
@@ -85,6 +92,8 @@ class Router:
         doc_ids = list(dict.fromkeys(found.passage.doc_id for found in passages))
         known = self._catalog.modules_for_documents(collection, doc_ids)
         usable = self._usable(known, collection)
+        if usable and not (usable := self._passing(usable, collection, filter)):
+            return (), "no module: those for these documents are also of documents that do not pass the filter"
         if not usable:
             unusable = f"{_count(len(known), 'module')} stale or of another base model" if known else "none there"
             return (), f"no module for these documents: {unusable}"
@@ -122,6 +131,14 @@ class Router:
             for module in modules
             if module.documents and all(hashes.get(doc_id) == known for doc_id, known in module.documents.items())
         ]
+
+    def _passing(self, modules: Sequence[Module], collection: str, filter: Filter | None) -> list[Module]:
+        """Those whose documents all pass the filter."""
+        if filter is None or filter.is_open:
+            return list(modules)
+        covered = sorted({doc_id for module in modules for doc_id in module.documents})
+        passing = self._catalog.passing_doc_ids(collection, covered, filter)
+        return [module for module in modules if module.documents.keys() <= passing]
 
 
 def _within_rank(choices: Sequence[ModuleChoice], room: int) -> list[ModuleChoice]:

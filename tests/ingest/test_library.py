@@ -100,6 +100,12 @@ def test_a_heading_made_of_a_line_is_a_change(library: Library, catalog: Catalog
     assert [passage.heading for passage in catalog.document_passages("default", "guide.md")] != before
 
 
+def test_a_new_version_keeps_its_metadata_where_none_is_given(library: Library, catalog: Catalog) -> None:
+    for text, given, kept in (("one", {"v": 1}, {"v": 1}), ("two", None, {"v": 1}), ("three", {}, {})):
+        library.add_text("d", text, metadata=given)
+        assert catalog.get_document("default", "d").metadata == kept
+
+
 def test_new_metadata_and_source_of_the_same_text_are_kept(library: Library, catalog: Catalog, tmp_path: Path) -> None:
     for folder, metadata in (("one", {"v": 1}), ("two", {"v": 2}), ("three", None)):
         path = tmp_path / folder / "n.txt"

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.errors import CollectionNotFoundError, EmbedderMismatchError
-from hybridqa.retrieval.dense import DenseIndex
+from hybridqa.retrieval.dense import LISTS_FROM, DenseIndex
 from hybridqa.retrieval.dense_file import DenseFile
 from hybridqa.types import Document
 
@@ -46,6 +46,7 @@ def agree(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
 class DenseMachine(RuleBasedStateMachine):
     """Documents come, change and go in three collections, under two embedders, before two indexes and restarts."""
 
+    lists_from = LISTS_FROM
     collections = st.sampled_from(["a", "b", "c"])
     doc_ids = st.sampled_from(["1", "2", "3", "4", "5"])
 
@@ -57,8 +58,8 @@ class DenseMachine(RuleBasedStateMachine):
         self.other_catalog = Catalog.open(self.root / "c.sqlite3")  # another process as far as SQLite can tell
         for name in ("a", "b", "c"):
             self.catalog.create_collection(name)
-        self.dense = DenseIndex(self.root, self.catalog)
-        self.other = DenseIndex(self.root, self.other_catalog)
+        self.dense = DenseIndex(self.root, self.catalog, lists_from=self.lists_from)
+        self.other = DenseIndex(self.root, self.other_catalog, lists_from=self.lists_from)
         self.embedder = "e"
         self.documents: set[tuple[str, str]] = set()
         self.versions = 0
@@ -110,12 +111,18 @@ class DenseMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.dense = DenseIndex(self.root, self.catalog)
+        self.dense = DenseIndex(self.root, self.catalog, lists_from=self.lists_from)
 
     @rule(collection=collections, k=st.integers(0, 40))
     def search_from_the_other_side(self, collection: str, k: int) -> None:
         query_D = query()
-        agree(self.other.search(query_D, k, collection), brute(self.catalog, query_D, k, collection))
+        self.agree(self.other.search(query_D, k, collection), query_D, k, collection)
+
+    def agree(
+        self, found: list[tuple[int, float]], query_D: np.ndarray, k: int, collection: str, only: set[int] | None = None
+    ) -> None:
+        everything = brute(self.catalog, query_D, 1_000, collection)
+        agree(found, [pair for pair in everything if only is None or pair[0] in only][:k])
 
     @invariant()
     def answers_as_brute_force_does(self) -> None:
@@ -123,14 +130,33 @@ class DenseMachine(RuleBasedStateMachine):
             return
         for collection in ("a", "b", "c"):
             query_D = query()
-            agree(self.dense.search(query_D, 5, collection), brute(self.catalog, query_D, 5, collection))
+            self.agree(self.dense.search(query_D, 5, collection), query_D, 5, collection)
+            some = self.catalog.vector_ids(collection)[::3]
+            found = self.dense.search(query_D, 4, collection, only=some)
+            self.agree(found, query_D, 4, collection, set(some.tolist()))
             everything = dict(brute(self.catalog, query_D, 1_000, collection))
             cosines = self.dense.cosines(query_D, [*self.catalog.vector_ids().tolist(), 10**15], collection)
             assert cosines == pytest.approx(everything, abs=1e-5)
 
 
+class ListsMachine(DenseMachine):
+    """The same with lists where there is anything at all: as many are found, all of them there, with their cosines."""
+
+    lists_from = 1
+
+    def agree(
+        self, found: list[tuple[int, float]], query_D: np.ndarray, k: int, collection: str, only: set[int] | None = None
+    ) -> None:
+        everything = dict(brute(self.catalog, query_D, 1_000, collection))
+        everything = {i: score for i, score in everything.items() if only is None or i in only}
+        assert len(found) == min(k, len(everything))
+        agree(found, sorted(((i, everything[i]) for i, _ in found), key=lambda pair: (-pair[1], pair[0])))
+
+
 TestDense = DenseMachine.TestCase
 TestDense.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestLists = ListsMachine.TestCase
+TestLists.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 
 
 def test_a_search_never_ranks_another_collection(catalog: Catalog, tmp_path: Path, put: Put) -> None:

@@ -16,6 +16,7 @@ from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.lexical import LexicalIndex
 from hybridqa.retrieval.reembedding import reembed
 from hybridqa.retrieval.searcher import Searcher
+from hybridqa.types import Filter
 
 LIBRARY = {
     "ferry": [
@@ -102,6 +103,20 @@ def test_a_collection_sees_itself_alone(library: Catalog, embedder: Embedder) ->
     assert {item.passage.doc_id for item in searcher.search("E-4471 boats", k=50, collection="another")} == {"lure"}
     assert "lure" not in {item.passage.doc_id for item in searcher.search("E-4471 boats", k=50, collection="library")}
     assert searcher.search("E-4471 boats", k=50, collection="empty") == []
+
+
+def test_a_filter_holds_for_what_meaning_finds_and_for_what_words_find(library: Catalog, embedder: Embedder) -> None:
+    searcher = make(library, embedder)
+    for chosen, allowed in (
+        (Filter(("kiln", "bees")), {"kiln", "bees"}),
+        (Filter(until="2000-01-01"), set()),
+        (Filter(), set(LIBRARY)),
+    ):
+        found = searcher.search("What does E-4471 mean for boats?", k=50, collection="library", filter=chosen)
+        assert {item.passage.doc_id for item in found} == allowed
+        assert all(item.dense is not None for item in found)
+    [first, *_] = searcher.search("E-4471", k=3, collection="library", filter=Filter(("printer",)))
+    assert first.passage.doc_id == "printer" and first.lexical is not None
 
 
 def test_what_cannot_be_searched_is_refused(library: Catalog, embedder: Embedder) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hybridqa.catalog import Catalog, PassageDraft
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import share_of, shares_of
-from hybridqa.types import Document, Mode, Module, ModuleKind, ModuleStatus, Route, ScoredPassage
+from hybridqa.types import Document, Filter, Mode, Module, ModuleKind, ModuleStatus, Route, ScoredPassage
 
 QUESTION = "How does the fox jump?"
 TEXT = "The fox jumps over the hedge."
@@ -213,3 +213,23 @@ def test_a_passage_of_another_collection_is_left_out(catalog: Catalog) -> None:
     stray = ScoredPassage(catalog.document_passages("other", "a")[0], 1.0, 0.9)
     decided = route(catalog, [stray])
     assert (decided.passages, decided.modules) == ((), ())
+
+
+def test_a_module_is_chosen_only_if_all_its_documents_pass_the_filter(catalog: Catalog) -> None:
+    for doc_id in ("a", "b", "c"):
+        put(catalog, doc_id)
+    publish(catalog, "both", ["a", "b"])
+    publish(catalog, "one", ["a"])
+    router = Router(catalog, "base", modules=3, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
+    passages = found(catalog, a=0.7)
+
+    def chosen(filter: Filter | None) -> set[str]:
+        return set(names(router.route(QUESTION, passages, Mode.HYBRID, "c", filter=filter)))
+
+    assert chosen(None) == chosen(Filter()) == chosen(Filter(("a", "b"))) == {"both@1", "one@1"}
+    assert chosen(Filter(("a", "c"))) == {"one@1"}
+    publish(catalog, "one", ["a", "c"])
+    assert chosen(Filter(("a",))) == set()
+    reason = router.route(QUESTION, passages, Mode.HYBRID, "c", filter=Filter(("a",))).reason
+    assert "documents that do not pass the filter" in reason
+    assert chosen(Filter(metadata={"team": "x"})) == set()
