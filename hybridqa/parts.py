@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from hybridqa.answering.answerer import Answerer
 from hybridqa.answering.companions import CompanionChooser
 from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.answering.seeking import Seeker
 from hybridqa.answering.stacks_in_use import StacksInUse
 from hybridqa.catalog import Catalog
 from hybridqa.config import Settings
@@ -31,6 +32,7 @@ from hybridqa.modules.stacks import StackCache
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.lexical import LexicalIndex
+from hybridqa.retrieval.rerank import LikelihoodReranker
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 
@@ -119,6 +121,19 @@ class Parts:
         )
 
     @cached_property
+    def seeker(self) -> Seeker:
+        """What looks for passages, with the conversation and the base model where these help."""
+        settings = self.settings
+        length = context_length(self.model.path, settings.max_model_len)
+        return Seeker(
+            self.searcher,
+            LikelihoodReranker(self.prompts, max_model_len=length),
+            self.engine_ready,
+            rerank=settings.rerank,
+            history=settings.history,
+        )
+
+    @cached_property
     def answerer(self) -> Answerer:
         settings = self.settings
         companions = CompanionChooser(
@@ -131,7 +146,7 @@ class Parts:
         )
         return Answerer(
             self.catalog,
-            self.searcher,
+            self.seeker,
             self.router,
             companions,
             self.registry,

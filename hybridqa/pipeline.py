@@ -27,7 +27,7 @@ from hybridqa.errors import StoreNotFoundError
 from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
 from hybridqa.pipeline_modules import ModulePipeline
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode
+from hybridqa.types import DEFAULT_COLLECTION, Answer
 
 
 class HybridQA(ModulePipeline):
@@ -163,18 +163,9 @@ class HybridQA(ModulePipeline):
     async def _planned(self, question: str, options: AskOptions) -> AsyncIterator[tuple[Answerer, Plan]]:
         """The plan of a question; its stack stays until the end of the block."""
         answerer = await asyncio.to_thread(self.answerer_ready)
-        make = partial(
-            answerer.plan,
-            question,
-            options.get("collection", DEFAULT_COLLECTION),
-            Mode(options.get("mode", Mode.HYBRID)),
-            tuple(options.get("history", ())),
-            options.get("k"),
-            options.get("modules"),
-            options.get("plugins"),
-            options.get("extractor"),
-            options.get("filter"),
-        )
+        await asyncio.to_thread(answerer.check, question, options)
+        sought = await answerer.seek(question, options)
+        make = partial(answerer.plan, question, options, sought)
         async with self.stacks_in_use.planned(make) as plan:
             yield answerer, plan
 

@@ -112,6 +112,7 @@ class ScoredPassage:
     coverage: float = 0.0  # share of the question's words that it has, 0 to 1
     title: float = 0.0  # how far the question names its document, 0 to 1
     also: tuple[Passage, ...] = ()  # others that say the same, and were left out for it
+    likelihood: float | None = None  # of the question behind it, nats a token; None where it was not reranked
 
 
 @dataclass(frozen=True, slots=True)

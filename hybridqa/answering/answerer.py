@@ -9,24 +9,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.companions import UNUSABLE, CompanionChooser
-from hybridqa.answering.options import check_values
+from hybridqa.answering.options import AskOptions, check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
+from hybridqa.answering.seeking import Seeker, Sought
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
 from hybridqa.errors import AdapterError, StoreError
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
-from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
@@ -45,13 +46,22 @@ class Plan:
     timings: dict[str, float] = field(default_factory=dict)
 
 
+class _Where(TypedDict):
+    """How and where a question is looked for."""
+
+    k: int
+    collection: str
+    history: tuple[Message, ...]
+    filter: Filter | None
+
+
 class Answerer:
     """Answers questions with one store's parts."""
 
     def __init__(
         self,
         catalog: Catalog,
-        searcher: Searcher,
+        seeker: Seeker,
         router: Router,
         companions: CompanionChooser,
         registry: ModuleRegistry,
@@ -63,7 +73,7 @@ class Answerer:
         max_rank: int,
     ) -> None:
         self._catalog = catalog
-        self._searcher = searcher
+        self._seeker = seeker
         self._router = router
         self._companions = companions
         self._registry = registry
@@ -73,38 +83,43 @@ class Answerer:
         self._sampling = Sampling(max_tokens=max_answer_tokens, stop=prompts.stop)
         self._max_rank = max_rank
 
-    def plan(
-        self,
-        question: str,
-        collection: str,
-        mode: Mode,
-        history: Sequence[Message] = (),
-        k: int | None = None,
-        modules: int | None = None,
-        plugins: Sequence[str] | None = None,
-        extractor: bool | None = None,
-        filter: Filter | None = None,
-    ) -> Plan:
-        """Everything up to the engine; see `AskOptions`.
+    def check(self, question: str, options: AskOptions) -> None:
+        """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
+        check_values(question, options)
+        self._catalog.require_collection(options.get("collection", DEFAULT_COLLECTION))
+        self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
+
+    async def seek(self, question: str, options: AskOptions) -> Sought:
+        """What is found for a question that was checked. Raises as `Seeker.seek` does."""
+        if Mode(options.get("mode", Mode.HYBRID)) is Mode.CLOSED:
+            return Sought()
+        return await self._seeker.seek(question, rerank=options.get("rerank"), **self._where(options))
+
+    def _where(self, options: AskOptions) -> _Where:
+        return {
+            "k": max(options.get("k") or self._passages, ROUTING_PASSAGES),
+            "collection": options.get("collection", DEFAULT_COLLECTION),
+            "history": tuple(options.get("history", ())),
+            "filter": options.get("filter"),
+        }
+
+    def plan(self, question: str, options: AskOptions, sought: Sought | None = None) -> Plan:
+        """Everything up to the engine, from what was found, or is found now by search alone.
 
         Raises `QuestionError`, `CollectionNotFoundError`, and for plug-ins that the question names
         `ModuleNotFoundInStoreError`, `InputError` and `RankLimitError`.
         """
-        check_values(question, k, modules, plugins, filter)
-        self._catalog.require_collection(collection)
-        timings: dict[str, float] = {}
-        self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
-        found = []
-        if mode is not Mode.CLOSED:
-            wanted = k or self._passages
-            found = self._searcher.search(
-                question, k=max(wanted, ROUTING_PASSAGES), collection=collection, timings=timings, filter=filter
-            )
+        mode, k, filter = Mode(options.get("mode", Mode.HYBRID)), options.get("k"), options.get("filter")
+        collection, history = options.get("collection", DEFAULT_COLLECTION), tuple(options.get("history", ()))
+        if sought is None:
+            self.check(question, options)
+            sought = Sought() if mode is Mode.CLOSED else self._seeker.look(question, **self._where(options))
+        timings = dict(sought.timings)
         started = time.perf_counter()
-        companions = self._companions.choose(collection, mode, plugins, extractor)
-        room = self._max_rank - companions.rank
-        route = self._usable(self._router.route(question, found, mode, collection, modules, room, filter))
-        route = companions.join(route)
+        companions = self._companions.choose(collection, mode, options.get("plugins"), options.get("extractor"))
+        room, modules = self._max_rank - companions.rank, options.get("modules")
+        route = self._usable(self._router.route(question, sought.passages, mode, collection, modules, room, filter))
+        route = companions.join(replace(route, reason="; ".join((*sought.notes, route.reason))))
         route = replace(route, passages=route.passages[: k or self._passages])
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()

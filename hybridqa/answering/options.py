@@ -23,6 +23,7 @@ class AskOptions(TypedDict, total=False):
     plugins: Sequence[str] | None  # ids of the plug-ins in the stack, in place of those of the setting `plugins`
     filter: Filter | None  # which documents may answer, by passages or modules; all of the collection's
     extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
+    rerank: int | None  # so many passages are ranked anew by the base model; the setting `rerank`
 
 
 def check_options(names: Iterable[str]) -> None:
@@ -34,20 +35,17 @@ def check_options(names: Iterable[str]) -> None:
         )
 
 
-def check_values(
-    question: str,
-    k: int | None = None,
-    modules: int | None = None,
-    plugins: Sequence[str] | None = None,
-    filter: Filter | None = None,
-) -> None:
+def check_values(question: str, options: AskOptions) -> None:
     """Raises `QuestionError` for values that no question can be answered with."""
     if not isinstance(question, str) or not question.strip():
         raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
-    if k is not None and k < 1:
-        raise QuestionError(f"k={k!r} passages cannot be used; expected 1 or more.")
-    if modules is not None and modules < 0:
-        raise QuestionError(f"modules={modules!r} cannot be used; expected 0 or more.")
+    if (mode := options.get("mode")) is not None and mode not in list(Mode):
+        raise QuestionError(f"mode={mode!r} cannot be used; expected one of {', '.join(Mode)}.")
+    for name, least in (("k", 1), ("modules", 0), ("rerank", 0)):
+        value = options.get(name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise QuestionError(f"{name}={value!r} cannot be used; expected a whole number of {least} or more.")
+    plugins, filter = options.get("plugins"), options.get("filter")
     if plugins is not None and (isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins)):
         raise QuestionError(f"plugins={plugins!r} cannot be used; expected a list of ids such as ['house-style'].")
     if filter is not None and not isinstance(filter, Filter):

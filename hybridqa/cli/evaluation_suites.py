@@ -41,6 +41,9 @@ def retrieval(
     docs: Docs,
     questions: Questions,
     most: Most = 400,
+    rerank: Annotated[
+        int, typer.Option("--rerank", min=0, help="Also rank so many passages anew by the base model; 0: don't.")
+    ] = 0,
     seed: Seed = None,
     work: Work = None,
     report_file: Output = None,
@@ -52,7 +55,7 @@ def retrieval(
     from hybridqa.evaluation.retrieval import make_plan, run_retrieval
 
     settings = _settings(context, report_file, plot)
-    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed)
+    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed, rerank=rerank)
     report = _run(work, lambda folder, tell: run_retrieval(plan, folder, tell))
     _keep(report, report_file, draw_recall if plot else None)
     if as_json:

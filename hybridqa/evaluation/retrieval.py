@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+from hybridqa.answering.seeking import Sought
 from hybridqa.config import Settings
 from hybridqa.errors import InputError
 from hybridqa.evaluation.datasets import (
@@ -28,6 +29,7 @@ from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference
 from hybridqa.evaluation.stores import Tell, store_of
 from hybridqa.pipeline import HybridQA
+from hybridqa.retrieval.followup import leans
 from hybridqa.retrieval.fusion import reciprocal_rank_fusion
 from hybridqa.retrieval.lexical import LexicalIndex
 from hybridqa.types import DEFAULT_COLLECTION, Passage
@@ -36,9 +38,12 @@ KS = (1, 2, 4, 5, 8)  # documents
 DEPTH = 100  # passages of each way, from which documents are ranked
 OURS = "hybridqa"
 WAYS = ("bm25", "dense", "rrf", OURS)
+ALONE = "hybridqa, the question alone"  # where there are conversations
+PREPENDED = "hybridqa, the conversation in the question"
+RERANKED = "hybridqa, reranked"
 
 Ranked = list[str]  # doc ids, best first
-Way = Callable[[str], Sequence[Passage]]  # from a question to passages, best first
+Way = Callable[[EvalQuestion], Sequence[Passage]]  # from a question to passages, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,17 @@ class RetrievalPlan:
     left_out: Mapping[str, int]  # questions that are not asked, by reason
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)  # a user's own, where they are not the defaults
+    rerank: int = 0  # so many passages in a further way; 0: there is none
+
+    @property
+    def conversations(self) -> bool:
+        """Whether some questions are of one."""
+        return any(question.history for question in self.questions)
 
 
-def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0) -> RetrievalPlan:
+def make_plan(
+    docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, rerank: int = 0
+) -> RetrievalPlan:
     """At most `most` answerable questions (0: all), over all documents. Raises `InputError`."""
     documents = first_versions(read_documents(docs))
     known = {document.doc_id for document in documents}
@@ -73,19 +86,19 @@ def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 40
         ),
     }
     own = {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}}
-    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own)
+    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own, rerank)
 
 
 def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]:
     """The report, as plain data. Raises `StoreError` while another run is at work in the folder."""
     with store_of(plan.documents, work, tell, **plan.settings) as store:
         timings: list[dict[str, float]] = []
-        ways = _ways(store, timings)
+        ways = _ways(store, plan, timings)
         ranked: dict[str, list[Ranked]] = {name: [] for name in ways}
         for place, question in enumerate(plan.questions):
             tell("searching", place, len(plan.questions))
             for name, way in ways.items():
-                ranked[name].append(list(dict.fromkeys(passage.doc_id for passage in way(question.question))))
+                ranked[name].append(list(dict.fromkeys(passage.doc_id for passage in way(question))))
         embedder = store.embedder.fingerprint
         passages = len(store.catalog.vector_ids(DEFAULT_COLLECTION))
     return {
@@ -96,6 +109,7 @@ def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]
         "data": {
             "documents": len(plan.documents),
             "passages": passages,
+            "reranked": plan.rerank,
             "questions": len(plan.questions),
             "left_out": dict(plan.left_out),
         },
@@ -115,7 +129,22 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
         for name, lists in ranked.items()
     }
     better = {k: max(("bm25", "dense"), key=lambda name: fmean(recalls[name][k])) for k in KS}
+    kinds = {
+        "leans on the conversation": [bool(q.history) and leans(q.question) for q in questions],
+        "stands alone": [bool(q.history) and not leans(q.question) for q in questions],
+    }
     return {
+        "conversations": {
+            kind: {
+                "questions": sum(chosen),
+                **{
+                    name: {str(k): _mean_of(by_k[k], chosen, clusters, seed) for k in KS}
+                    for name, by_k in recalls.items()
+                },
+            }
+            for kind, chosen in kinds.items()
+            if any(chosen)
+        },
         "recall": {
             name: {str(k): mean_interval(values, clusters, seed=seed) for k, values in by_k.items()}
             for name, by_k in recalls.items()
@@ -129,6 +158,12 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
             }
         },
     }
+
+
+def _mean_of(values: Sequence[float], chosen: Sequence[bool], clusters: Sequence[str], seed: int) -> Interval:
+    """The mean over the questions that were chosen."""
+    kept = [place for place, wanted in enumerate(chosen) if wanted]
+    return mean_interval([values[place] for place in kept], [clusters[place] for place in kept], seed=seed)
 
 
 def recall(found: Ranked, gold: Sequence[str], k: int) -> float:
@@ -146,9 +181,10 @@ def _parts(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _ways(store: HybridQA, timings: list[dict[str, float]]) -> dict[str, Way]:
+def _ways(store: HybridQA, plan: RetrievalPlan, timings: list[dict[str, float]]) -> dict[str, Way]:
     lexical = LexicalIndex(store.catalog)
-    embedder, dense, catalog = store.embedder, store.dense, store.catalog
+    embedder, dense, catalog, seeker = store.embedder, store.dense, store.catalog, store.seeker
+    depth = DEPTH // 4
 
     def by_words(question: str) -> list[int]:
         return [passage_id for passage_id, _ in lexical.search(question, DEPTH, DEFAULT_COLLECTION)]
@@ -161,22 +197,50 @@ def _ways(store: HybridQA, timings: list[dict[str, float]]) -> dict[str, Way]:
         return [passage_id for passage_id, _ in reciprocal_rank_fusion([by_vectors(question), by_words(question)])]
 
     def read(way: Callable[[str], list[int]]) -> Way:
-        def passages(question: str) -> list[Passage]:
-            ids = way(question)
+        def passages(question: EvalQuestion) -> list[Passage]:
+            ids = way(question.question)
             known = catalog.get_passages(ids)
             return [known[passage_id] for passage_id in ids]
 
         return passages
 
-    def ours(question: str) -> list[Passage]:
-        spent: dict[str, float] = {}
+    def ours(question: EvalQuestion) -> list[Passage]:
         begun = time.perf_counter()
-        found = store.searcher.search(question, k=DEPTH // 4, collection=DEFAULT_COLLECTION, timings=spent)
-        timings.append({**spent, "all": time.perf_counter() - begun})
-        return [passage for scored in found for passage in (scored.passage, *scored.also)]
+        sought = seeker.look(question.question, k=depth, collection=DEFAULT_COLLECTION, history=question.history)
+        timings.append({**sought.timings, "all": time.perf_counter() - begun})
+        return _all_of(sought)
 
-    ways = (read(by_words), read(by_vectors), read(by_ranks), ours)
-    return dict(zip(WAYS, ways, strict=True))
+    def alone(question: EvalQuestion) -> list[Passage]:
+        return _all_of(seeker.look(question.question, k=depth, collection=DEFAULT_COLLECTION))
+
+    def prepended(question: EvalQuestion) -> list[Passage]:
+        text = " ".join([*(turn.content for turn in question.history), question.question])
+        return _all_of(seeker.look(text, k=depth, collection=DEFAULT_COLLECTION))
+
+    def reranked(question: EvalQuestion) -> list[Passage]:
+        return _all_of(
+            store.run(
+                seeker.seek(
+                    question.question,
+                    k=depth,
+                    collection=DEFAULT_COLLECTION,
+                    history=question.history,
+                    rerank=plan.rerank,
+                )
+            )
+        )
+
+    ways = dict(zip(WAYS, (read(by_words), read(by_vectors), read(by_ranks), ours), strict=True))
+    if plan.conversations:
+        ways |= {ALONE: alone, PREPENDED: prepended}
+    if plan.rerank:
+        ways |= {RERANKED: reranked}
+    return ways
+
+
+def _all_of(sought: Sought) -> list[Passage]:
+    """The passages, with those that were left out because they say the same."""
+    return [passage for scored in sought.passages for passage in (scored.passage, *scored.also)]
 
 
 def _seconds(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

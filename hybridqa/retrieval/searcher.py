@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from hybridqa.catalog import Catalog
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridqa.catalog import Catalog, Ids
 from hybridqa.errors import QuestionError
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.duplicates import Repetitions
@@ -23,6 +26,14 @@ MIN_CANDIDATES = 50  # of each side
 CANDIDATES_PER_RESULT = 4
 LEXICAL_DEPTH = 4  # times as many have their BM25 looked up: dense search finds passages that share few words
 READ = 60  # candidates, best first by cosine and BM25, whose texts are read for the other signals
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A text to search for, and what its finds count."""
+
+    text: str
+    weight: float = 1.0
 
 
 class Searcher:
@@ -50,12 +61,14 @@ class Searcher:
         *,
         k: int,
         collection: str,
+        beside: Sequence[Query] = (),
         timings: MutableMapping[str, float] | None = None,
         filter: Filter | None = None,
     ) -> list[ScoredPassage]:
         """The `k` best passages of the collection, each with its cosine and, if it shares a word, its BM25.
 
-        With a `filter`, the best of those whose documents pass. `timings` takes the seconds of each step. Raises
+        A passage's score is what speaks for it as an answer to the question, and to the texts `beside` it times their
+        weights; the rest that is told of it is of the question. `timings` takes the seconds of each step. Raises
         `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was
         embedded by another model.
         """
@@ -63,36 +76,67 @@ class Searcher:
             raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
         self._catalog.require_collection(collection)
         clock = _Clock(timings)
+        only = None if filter is None or filter.is_open else self._catalog.passing_ids(collection, filter)
+        looks = [
+            self._look(query, k, collection, clock, filter, only)
+            for query in (Query(question), *(query for query in beside if query.text.strip() and query.weight > 0))
+        ]
+        near = list(dict.fromkeys(passage_id for look in looks for passage_id in look.near))
+        known = self._catalog.get_passages(near)
+        # those that are gone or changed hands since they were ranked are left out
+        passages = [known[place] for place in near if place in known and known[place].collection == collection]
+        totals = [0.0] * len(passages)
+        for look in reversed(looks):  # the question's own comes last, and stays
+            look.dense |= self._dense.cosines(
+                look.vector_D, [one.passage_id for one in passages if one.passage_id not in look.dense], collection
+            )
+            asked = AskedWords(look.query.text)
+            found = [
+                evidence_of(one, look.dense.get(one.passage_id), look.lexical.get(one.passage_id), asked)
+                for one in passages
+            ]
+            for place, score in enumerate(self._weights.scores(found)):
+                totals[place] += look.query.weight * score
+        scored = [replace(one, score=total) for one, total in zip(found, totals, strict=True)]
+        scored.sort(key=lambda one: (-one.score, one.passage.passage_id))
+        best = without_repetitions(scored, k)
+        clock.lap("fuse")
+        return best
+
+    def _look(
+        self, query: Query, k: int, collection: str, clock: _Clock, filter: Filter | None, only: Ids | None
+    ) -> _Look:
         candidates = max(MIN_CANDIDATES, CANDIDATES_PER_RESULT * k)
         fingerprint = self._embedder.fingerprint
-        query_D = self._embedder.embed_query(question)
+        query_D = self._embedder.embed_query(query.text)
         clock.lap("embed")
-        only = None if filter is None or filter.is_open else self._catalog.passing_ids(collection, filter)
         dense = dict(self._dense.search(query_D, candidates, collection, embedder=fingerprint, only=only))
         clock.lap("dense")
-        lexical = dict(self._lexical.search(question, LEXICAL_DEPTH * candidates, collection, filter))
+        lexical = dict(self._lexical.search(query.text, LEXICAL_DEPTH * candidates, collection, filter))
         clock.lap("lexical")
         ids = list(dict.fromkeys([*dense, *list(lexical)[:candidates]]))
         words_only = [passage_id for passage_id in ids if passage_id not in dense]
         dense |= self._dense.cosines(query_D, words_only, collection, embedder=fingerprint)
         near = self._nearest(ids, dense, lexical)[: max(READ, 2 * k)]
-        asked = AskedWords(question)
-        passages = self._catalog.get_passages(near)
-        # those that are gone or changed hands since they were ranked are left out
-        found = [
-            evidence_of(passages[passage_id], dense.get(passage_id), lexical.get(passage_id), asked)
-            for passage_id in near
-            if passage_id in passages and passages[passage_id].collection == collection
-        ]
-        best = without_repetitions(fused(found, self._weights), k)
         clock.lap("fuse")
-        return best
+        return _Look(query, query_D, dense, lexical, near)
 
     def _nearest(self, ids: Sequence[int], dense: Mapping[int, float], lexical: Mapping[int, float]) -> list[int]:
         """The candidates by cosine and BM25 alone, best first: the texts of all would take too long to read."""
         bare = [Passage(passage_id, "", "", 0, 0, 0, "") for passage_id in ids]
         found = [ScoredPassage(one, 0.0, dense.get(one.passage_id), lexical.get(one.passage_id)) for one in bare]
         return [scored.passage.passage_id for scored in fused(found, self._weights)]
+
+
+@dataclass(slots=True)
+class _Look:
+    """What was found for one text."""
+
+    query: Query
+    vector_D: NDArray[np.float32]
+    dense: dict[int, float]
+    lexical: dict[int, float]
+    near: list[int]  # best first
 
 
 def evidence_of(passage: Passage, dense: float | None, lexical: float | None, asked: AskedWords) -> ScoredPassage:

@@ -165,7 +165,7 @@ def test_documents_modules_make_room_first(open_store: Open) -> None:
     ]
     for max_rank, plugins, expected in cases:
         qa = open_store(max_lora_rank=max_rank, module_rank=8)
-        plan = qa.answerer_ready().plan(QUESTION, "default", Mode.HYBRID, plugins=plugins)
+        plan = qa.answerer_ready().plan(QUESTION, {"plugins": plugins})
         assert said(plan.route) == expected and plan.adapter is not None and plan.adapter.rank <= max_rank
         assert ("left out" in plan.route.reason) == (expected[2] is None)
         assert ("that plug-ins and extractor leave" in plan.route.reason) == (not expected[0])
@@ -246,7 +246,7 @@ def test_a_stack_with_extractor_is_what_peft_makes_of_its_parts(open_store: Open
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     qa = open_store()
-    plan = qa.answerer_ready().plan(QUESTION, "default", Mode.HYBRID)
+    plan = qa.answerer_ready().plan(QUESTION, {})
     assert plan.prompt is not None and plan.adapter is not None and plan.adapter.rank == 16
     ids = torch.tensor([plan.prompt.token_ids])
 

@@ -87,7 +87,7 @@ def test_every_configuration_holds_what_it_says(store: HybridQA, questions: list
 def test_a_prompt_is_the_one_that_would_be_served(store: HybridQA) -> None:
     exercise = written(writer(store).write(BUILT, "passages"))
     prompts: PromptBuilder = store.prompts
-    plan = store.answerer_ready().plan(BUILT.question, "default", "retrieval")  # type: ignore[arg-type]
+    plan = store.answerer_ready().plan(BUILT.question, {"mode": "retrieval"})
     assert plan.prompt is not None
     assert prompts.encode(messages_for(exercise.question, exercise.sources)) == plan.prompt.token_ids
     number = int(exercise.target.split("[")[1].rstrip("]"))

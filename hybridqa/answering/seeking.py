@@ -1,0 +1,95 @@
+"""Looks for the passages that a question is about: with the conversation before it, and reranked where asked to.
+
+Knows nothing about routes or prompts. Invariant: what the engine is asked for here can fail, and then costs the
+question that help, never its passages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hybridqa.engine.protocol import Engine
+from hybridqa.errors import EngineClosedError, EngineError
+from hybridqa.retrieval.followup import beside, leans
+from hybridqa.retrieval.rerank import LikelihoodReranker
+from hybridqa.retrieval.searcher import Searcher
+from hybridqa.types import Filter, Message, ScoredPassage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What was found for a question, and how it was looked for."""
+
+    passages: tuple[ScoredPassage, ...] = ()  # best first
+    notes: tuple[str, ...] = ()  # for the route's reason
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by step
+
+
+class Seeker:
+    """Seeks in one store; safe to share between threads."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        reranker: LikelihoodReranker,
+        engine: Callable[[], Awaitable[Engine]],
+        *,
+        rerank: int,
+        history: bool,
+    ) -> None:
+        """`engine` gives the one that runs, on its loop; `rerank` and `history` are the settings."""
+        self._searcher = searcher
+        self._reranker = reranker
+        self._engine = engine
+        self._rerank = rerank
+        self._history = history
+
+    def look(
+        self, question: str, *, k: int, collection: str, history: Sequence[Message] = (), filter: Filter | None = None
+    ) -> Sought:
+        """The `k` best passages by search alone; blocks. Raises as `Searcher.search` does."""
+        timings: dict[str, float] = {}
+        queries = beside(question, history) if self._history else ()
+        passages = self._searcher.search(
+            question, k=k, collection=collection, beside=queries, timings=timings, filter=filter
+        )
+        notes = ("searched with the question before it",) if queries and leans(question) else ()
+        return Sought(tuple(passages), notes, timings)
+
+    async def seek(
+        self,
+        question: str,
+        *,
+        k: int,
+        collection: str,
+        history: Sequence[Message] = (),
+        filter: Filter | None = None,
+        rerank: int | None = None,
+    ) -> Sought:
+        """The `k` best passages, reranked by the base model where that is wanted. Raises as `look` does."""
+        top = self._rerank if rerank is None else rerank
+        sought = await asyncio.to_thread(
+            self.look, question, k=max(k, top), collection=collection, history=history, filter=filter
+        )
+        if top > 1 and len(sought.passages) > 1:
+            sought = await self._reranked(question, sought, top)
+        return replace(sought, passages=sought.passages[:k])
+
+    async def _reranked(self, question: str, sought: Sought, top: int) -> Sought:
+        begun = time.perf_counter()
+        try:
+            passages = await self._reranker.rerank(question, sought.passages, top, await self._engine())
+        except EngineClosedError:
+            raise
+        except EngineError as error:
+            log.warning("passages were not reranked: %s", error)
+            return replace(sought, notes=(*sought.notes, f"not reranked: {error}"))
+        timings = {**sought.timings, "rerank": time.perf_counter() - begun}
+        note = f"{min(top, len(passages))} passages reranked"
+        return Sought(tuple(passages), (*sought.notes, note), timings)
