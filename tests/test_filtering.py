@@ -102,6 +102,18 @@ def test_a_filter_stays_in_its_collection(catalog: Catalog) -> None:
         catalog.passing_ids("nowhere", Filter())
 
 
+def test_a_query_that_fails_leaves_no_filter_behind(catalog: Catalog) -> None:
+    put(catalog, "a", team="x")
+    put(catalog, "b")
+    for _ in range(2):
+        with pytest.raises(InputError, match="no FTS5 query"):
+            catalog.search_lexical("c", 'bad" AND (', 9, Filter(metadata={"team": "x"}))
+        assert len(catalog.search_lexical("c", '"hedge"', 9)) == 2
+        assert len(catalog.search_lexical("c", '"hedge"', 9, Filter(metadata={"team": "x"}))) == 1
+    with pytest.raises(InputError, match="lone surrogate"):
+        catalog.passing_ids("c", Filter(("\ud800",)))
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_any_key_is_a_key_and_never_code(catalog: Catalog, key: str) -> None:
     put(catalog, "with", **{key: "here"})
