@@ -42,7 +42,34 @@ NAMES = [field.name for field in fields(FusionWeights)]
 STRENGTH = 0.002  # of the pull towards nothing, beside a mean log-likelihood
 KS = (1, 5)
 Floats = np.ndarray
-Set = tuple[RetrievalPlan, list[list[ScoredPassage]]]
+
+
+class Set:
+    """A set's questions with the candidates of each: Q questions, at most N candidates, F signals."""
+
+    def __init__(self, plan: RetrievalPlan, found: list[list[ScoredPassage]]) -> None:
+        most = max(map(len, found))
+        self.questions = plan.questions
+        self.doc_ids = [[scored.passage.doc_id for scored in passages] for passages in found]
+        self.signals_Q_N_F = np.zeros((len(found), most, len(NAMES)))
+        self.there_Q_N = np.zeros((len(found), most), dtype=bool)
+        self.gold_Q_N = np.zeros((len(found), most), dtype=bool)
+        for place, (question, passages) in enumerate(zip(plan.questions, found, strict=True)):
+            self.signals_Q_N_F[place, : len(passages)] = signals(passages)
+            self.there_Q_N[place, : len(passages)] = True
+            self.gold_Q_N[place, : len(passages)] = [doc_id in question.doc_ids for doc_id in self.doc_ids[place]]
+        # a question whose document was not found, or nothing else, says nothing about weights
+        self.telling_Q = self.gold_Q_N.any(axis=1) & (self.gold_Q_N != self.there_Q_N).any(axis=1)
+
+    def recalls(self, weights_F: Floats, k: int) -> list[float]:
+        """Recall@k of each question with these weights."""
+        results = []
+        for question, doc_ids, scores_N in zip(
+            self.questions, self.doc_ids, self.signals_Q_N_F @ weights_F, strict=True
+        ):
+            order = np.argsort(-scores_N[: len(doc_ids)], kind="stable")
+            results.append(recall(list(dict.fromkeys(doc_ids[place] for place in order)), question.doc_ids, k))
+        return results
 
 
 def main() -> None:
@@ -58,7 +85,7 @@ def main() -> None:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = {name: candidates(options, name, (options.work or Path(folder)) / name) for name in options.sets}
-    weights = fit([matrices(one) for one in found.values()])
+    weights = fit(list(found.values()))
     result = {
         "command": f"python eval/fusion_weights.py --data DATA --sets {' '.join(options.sets)} --most {options.most} "
         f"--seed {options.seed}",
@@ -82,18 +109,7 @@ def candidates(options: argparse.Namespace, name: str, work: Path) -> Set:
     with store_of(plan.documents, work, lambda *_: None) as store:
         found = [store.searcher.search(one.question, k=READ, collection=DEFAULT_COLLECTION) for one in plan.questions]
     sys.stderr.write(f"{name}: {len(plan.documents)} documents, {len(plan.questions)} questions\n")
-    return plan, found
-
-
-def matrices(one: Set) -> list[tuple[Floats, Floats]]:
-    """For each question that search found a gold document for: the candidates' signals (N, F), which are gold (N,)."""
-    plan, found = one
-    rows = []
-    for question, passages in zip(plan.questions, found, strict=True):
-        gold_N = np.array([scored.passage.doc_id in question.doc_ids for scored in passages])
-        if gold_N.any() and not gold_N.all():
-            rows.append((signals(passages), gold_N))
-    return rows
+    return Set(plan, found)
 
 
 def signals(passages: list[ScoredPassage]) -> Floats:
@@ -102,20 +118,22 @@ def signals(passages: list[ScoredPassage]) -> Floats:
     return np.array([replace(nothing, **{name: 1.0}).scores(passages) for name in NAMES]).T
 
 
-def fit(sets: list[list[tuple[Floats, Floats]]]) -> Floats:
+def fit(sets: list[Set]) -> Floats:
     """The weights (F,) of greatest likelihood; every set counts alike."""
+    rows = [
+        (one.signals_Q_N_F[one.telling_Q], one.there_Q_N[one.telling_Q], one.gold_Q_N[one.telling_Q]) for one in sets
+    ]
 
     def loss(weights_F: Floats) -> tuple[float, Floats]:
         total, slope_F = STRENGTH * float(weights_F @ weights_F) / 2, STRENGTH * weights_F
-        for rows in sets:
-            for signals_N_F, gold_N in rows:
-                scores_N = signals_N_F @ weights_F
-                odds_N = np.exp(scores_N - scores_N.max())
-                shares_N = odds_N / odds_N.sum()
-                right = max(float(shares_N[gold_N].sum()), 1e-12)
-                of_right_N = np.where(gold_N, shares_N / right, 0.0)
-                total -= float(np.log(right)) / len(rows) / len(sets)
-                slope_F = slope_F - (of_right_N - shares_N) @ signals_N_F / len(rows) / len(sets)
+        for signals_Q_N_F, there_Q_N, gold_Q_N in rows:
+            scores_Q_N = np.where(there_Q_N, signals_Q_N_F @ weights_F, -np.inf)
+            odds_Q_N = np.exp(scores_Q_N - scores_Q_N.max(axis=1, keepdims=True))
+            shares_Q_N = odds_Q_N / odds_Q_N.sum(axis=1, keepdims=True)
+            right_Q_1 = np.maximum((shares_Q_N * gold_Q_N).sum(axis=1, keepdims=True), 1e-12)
+            pull_Q_N = shares_Q_N * gold_Q_N / right_Q_1 - shares_Q_N
+            total -= float(np.log(right_Q_1).mean()) / len(rows)
+            slope_F = slope_F - np.einsum("qn,qnf->qf", pull_Q_N, signals_Q_N_F).mean(axis=0) / len(rows)
         return total, slope_F
 
     found: Floats = minimize(loss, np.ones(len(NAMES)), jac=True, method="L-BFGS-B").x
@@ -124,12 +142,12 @@ def fit(sets: list[list[tuple[Floats, Floats]]]) -> Floats:
 
 def judged(found: dict[str, Set], name: str, everywhere: Floats, seed: int) -> dict[str, Any]:
     """Recall with the weights of the other sets, and how far it is from that with weights of all, and its own."""
-    others = fit([matrices(one) for other, one in found.items() if other != name])
-    own = fit([matrices(found[name])])
+    others = fit([one for other, one in found.items() if other != name])
+    own = fit([found[name]])
     kinds = {"others": others, "all": everywhere, "own": own, "default": np.array(astuple(FusionWeights()))}
-    questions = found[name][0].questions
+    questions = found[name].questions
     clusters = [cluster_of(question) for question in questions]
-    values = {kind: {k: recalls(found[name], weights, k) for k in KS} for kind, weights in kinds.items()}
+    values = {kind: {k: found[name].recalls(weights, k) for k in KS} for kind, weights in kinds.items()}
     return {
         "questions": len(questions),
         "weights_of_others": dict(zip(NAMES, others.tolist(), strict=True)),
@@ -139,17 +157,6 @@ def judged(found: dict[str, Set], name: str, everywhere: Floats, seed: int) -> d
             str(k): paired_difference(values["own"][k], values["others"][k], clusters, seed=seed) for k in KS
         },
     }
-
-
-def recalls(one: Set, weights: Floats, k: int) -> list[float]:
-    """Recall@k of each question with these weights."""
-    plan, found = one
-    results = []
-    for question, passages in zip(plan.questions, found, strict=True):
-        order = np.argsort(-(signals(passages) @ weights), kind="stable") if passages else []
-        ranked = list(dict.fromkeys(passages[place].passage.doc_id for place in order))
-        results.append(recall(ranked, question.doc_ids, k))
-    return results
 
 
 if __name__ == "__main__":
