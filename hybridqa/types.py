@@ -157,6 +157,9 @@ class Route:
     reason: str = ""  # one line for people
     plugins: tuple[ModuleChoice, ...] = ()  # those asked for, in that order
     extractor: ModuleChoice | None = None
+    found: tuple[ScoredPassage, ...] = ()  # all that was looked at, best first; `passages` are of these
+    evidence: Mapping[str, float] = field(default_factory=dict)  # 0 to 1, of each document that was found
+    considered: tuple[ModuleChoice, ...] = ()  # usable modules of those documents, strongest evidence first
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +213,4 @@ class Answer:
     route_reason: str = ""
     plugins: tuple[ModuleChoice, ...] = ()
     extractor: ModuleChoice | None = None
+    route: Route | None = None  # what the router saw and decided

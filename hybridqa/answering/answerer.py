@@ -30,7 +30,7 @@ from hybridqa.routing.shares import weighed
 from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
-ROUTING_PASSAGES = 8  # evidence for a module comes from at least so many passages, whatever the prompt holds
+ROUTING_PASSAGES = 32  # evidence for a module comes from at least so many passages, whatever the prompt holds
 
 
 @dataclass(slots=True)
@@ -118,9 +118,16 @@ class Answerer:
         started = time.perf_counter()
         companions = self._companions.choose(collection, mode, options.get("plugins"), options.get("extractor"))
         room, modules = self._max_rank - companions.rank, options.get("modules")
-        route = self._usable(self._router.route(question, sought.passages, mode, collection, modules, room, filter))
-        route = companions.join(replace(route, reason="; ".join((*sought.notes, route.reason))))
-        route = replace(route, passages=route.passages[: k or self._passages])
+        route = self._router.route(
+            sought.passages,
+            mode,
+            collection,
+            k=k or self._passages,
+            modules=modules,
+            max_rank=room,
+            filter=filter,
+        )
+        route = companions.join(self._usable(replace(route, reason="; ".join((*sought.notes, route.reason)))))
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
         route, adapter = self._stack(route)
@@ -227,6 +234,7 @@ class Answerer:
             route_reason=plan.route.reason,
             plugins=plan.route.plugins,
             extractor=plan.route.extractor,
+            route=plan.route,
         )
 
     def abstain(self, plan: Plan, *, total_s: float) -> Answer:
@@ -245,6 +253,7 @@ class Answerer:
             missing=missing,
             timings={**plan.timings, "total": total_s},
             route_reason=plan.route.reason,
+            route=plan.route,
         )
 
 

@@ -15,6 +15,7 @@ import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import PARTIAL, AsJson, Collection, command, fail, open_store
+from hybridqa.cli.explanation import explanation, show_explanation
 from hybridqa.cli.filters import Documents, Since, Until, Where, filter_of
 from hybridqa.errors import HybridQAError, QuestionError
 from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice
@@ -31,6 +32,9 @@ Plugins = Annotated[
 ]
 NoExtractor = Annotated[bool, typer.Option("--no-extractor", help="Leave the collection's extractor out.")]
 Passages = Annotated[int | None, typer.Option("--k", "-k", min=1, help="Passages in the prompt, at most.")]
+Rerank = Annotated[
+    int | None, typer.Option("--rerank", min=0, help="Rank so many passages anew by the base model; 0: none.")
+]
 
 
 @command
@@ -46,6 +50,10 @@ def ask(
     where: Where = None,
     since: Since = None,
     until: Until = None,
+    rerank: Rerank = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what was found, what speaks for it, and what was decided.")
+    ] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,10 +62,16 @@ def ask(
         question = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not question.strip():
         raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until))
+    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank)
     with open_store(context) as store:
         answer = _answer(store, question, {**asked, "mode": mode}, stream, as_json)
+        if as_json:
+            explained = {"explanation": explanation(answer)} if explain else {}
+            output.say_json({**answer_json(answer, question, collection), **explained})
+            return
         _show(answer, question, collection, as_json, streamed=stream)
+        if explain:
+            show_explanation(answer)
 
 
 @command
@@ -72,13 +86,14 @@ def chat(
     where: Where = None,
     since: Since = None,
     until: Until = None,
+    rerank: Rerank = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
     by_hand = sys.stdin.isatty()
     history: list[Message] = []
     troubled = False
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until))
+    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank)
     with open_store(context) as store:
         store.catalog.require_collection(collection)
         if by_hand:
@@ -143,7 +158,12 @@ def _mode(name: str, current: Mode) -> tuple[Mode, bool]:
 
 
 def _options(
-    collection: str, k: int | None, plugin: list[str] | None, no_extractor: bool, filter: Filter | None
+    collection: str,
+    k: int | None,
+    plugin: list[str] | None,
+    no_extractor: bool,
+    filter: Filter | None,
+    rerank: int | None,
 ) -> AskOptions:
     """The options that hold for all questions of a command; what was not given is left to the settings."""
     extractor = False if no_extractor else None
@@ -153,6 +173,7 @@ def _options(
         "plugins": plugin or None,
         "extractor": extractor,
         "filter": filter,
+        "rerank": rerank,
     }
 
 

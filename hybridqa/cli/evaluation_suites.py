@@ -1,4 +1,4 @@
-"""`eval retrieval`: what is measured of searching.
+"""`eval retrieval` and `eval routing`: what is measured of what comes before an answer.
 
 Knows nothing about how anything is measured. Invariant: every option is checked before a model is loaded, and the
 report on standard output is the one that `--output` keeps.
@@ -69,6 +69,45 @@ def retrieval(
         ("way", *(f"k={k}" for k in ks)),
         ([name, *(cell(by_k[k]) for k in ks)] for name, by_k in report["recall"].items()),
     )
+
+
+@command
+def routing(
+    context: typer.Context,
+    docs: Docs,
+    questions: Questions,
+    far: Annotated[
+        Path | None, typer.Option("--far", help="Questions of another collection, which no module should answer.")
+    ] = None,
+    most: Most = 400,
+    seed: Seed = None,
+    work: Work = None,
+    report_file: Output = None,
+    plot: Plot = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the document of each question, and none for questions about documents that are not there."""
+    from hybridqa.evaluation.plots import draw_reliability
+    from hybridqa.evaluation.routing import make_plan, run_routing
+
+    settings = _settings(context, report_file, plot)
+    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed, far=far)
+    report = _run(work, lambda folder, tell: run_routing(plan, folder, tell))
+    _keep(report, report_file, draw_reliability if plot else None)
+    if as_json:
+        output.say_json(report)
+        return
+    from hybridqa.evaluation.report import cell
+
+    output.say(f"questions: {', '.join(f'{count} {kind}' for kind, count in report['data']['questions'].items())}")
+    rows = [(name.replace("_", " "), cell(report[name])) for name in _ROUTED]
+    rows += [(f"stranger plugged in, {kind}", cell(value)) for kind, value in report["stranger_plugged_in"].items()]
+    rows += [(name.replace("_", " "), cell(report["calibration"][name])) for name in _CALIBRATED]
+    output.table((f"at evidence {report['threshold']}", "share"), rows)
+
+
+_ROUTED = ("right_document_first", "right_document_first_of_one", "right_plugged_in", "wrong_plugged_in")
+_CALIBRATED = ("expected_calibration_error", "brier", "area_under_roc")
 
 
 def _settings(context: typer.Context, report_file: Path | None, plot: bool) -> Settings:

@@ -85,9 +85,9 @@ class Planner:
         found = self._store.searcher.search(
             question.question, k=max(most, ROUTING_PASSAGES), collection=DEFAULT_COLLECTION
         )
-        route = self._router.route(question.question, found, Mode.HYBRID, DEFAULT_COLLECTION)
+        route = self._router.route(found, Mode.HYBRID, DEFAULT_COLLECTION, k=most)
         routed = [doc_id for choice in route.modules for doc_id in choice.module.documents]
-        return Found(route.passages[:most], tuple(routed), document_evidence(question.question, found))
+        return Found(route.passages, tuple(routed), document_evidence(found))
 
     def check(self, arms: Sequence[Arm], questions: Sequence[EvalQuestion]) -> None:
         """Raises `InputError` for a question that an arm cannot ask: it would end the grid after all training."""

@@ -1,4 +1,4 @@
-"""Draws what a suite measured: recall by k. Knows nothing about how it was measured.
+"""Draws what a suite measured: recall by k, reliability. Knows nothing about how it was measured.
 
 Invariant: what is drawn is in the report; a picture adds nothing to it.
 """
@@ -46,6 +46,28 @@ def draw_recall(report: Mapping[str, Any], path: Path) -> None:
         axes.legend(loc="lower right")
 
     _save(draw, f"{report['documents']['file']}: {report['data']['questions']} questions", path)
+
+
+def draw_reliability(report: Mapping[str, Any], path: Path) -> None:
+    """How often the strongest document was right, by the evidence that it had, as a PNG."""
+    bins = report["calibration"]["reliability"]
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", label="as promised")
+        axes.plot([one["said"] for one in bins], [one["was"] for one in bins], marker="o", color=_COLOURS[3])
+        for one in bins:
+            axes.annotate(
+                str(one["count"]), (one["said"], one["was"]), (4, -10), textcoords="offset points", fontsize=7
+            )
+        axes.axvline(report["threshold"], color=_COLOURS[1], linewidth=1, label="threshold")
+        axes.set_xlabel("evidence")
+        axes.set_ylabel("share right")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.legend(loc="upper left")
+
+    error = report["calibration"]["expected_calibration_error"].mean
+    _save(draw, f"{report['documents']['file']}: expected calibration error {error:.3f}", path)
 
 
 def _save(draw: Any, title: str, path: Path) -> None:

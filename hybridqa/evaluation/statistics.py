@@ -8,7 +8,7 @@ nothing about what was measured. Invariant: equal values, clusters and seed give
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,35 @@ def ratio_interval(
         return Interval(mean, math.nan, math.nan)
     low, high = np.percentile(drawn_R, _PERCENTILES)
     return Interval(mean, float(low), float(high))
+
+
+def statistic_interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    count: int,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+) -> Interval:
+    """What a statistic is of `count` values, given by their places; draws clusters as `mean_interval` does.
+
+    Draws for which it is not a number are left out; it may be one of a few places, drawn more than once.
+    """
+    if not count:
+        raise ValueError("no values; expected at least one.")
+    places_N = _places(clusters, count)
+    members = [np.flatnonzero(places_N == place) for place in range(places_N.max() + 1)]
+    value = statistic(np.arange(count))
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(np.concatenate([members[place] for place in rng.integers(0, len(members), size=len(members))]))
+        for _ in range(resamples)
+    ]
+    kept = [one for one in drawn if not math.isnan(one)]
+    if len(members) < 2 or math.isnan(value) or not kept:
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(kept, _PERCENTILES)
+    return Interval(value, float(low), float(high))
 
 
 def widened(interval: Interval, clusters: int) -> Interval:

@@ -67,10 +67,10 @@ class Searcher:
     ) -> list[ScoredPassage]:
         """The `k` best passages of the collection, each with its cosine and, if it shares a word, its BM25.
 
-        A passage's score is what speaks for it as an answer to the question, and to the texts `beside` it times their
-        weights; the rest that is told of it is of the question. `timings` takes the seconds of each step. Raises
-        `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the store was
-        embedded by another model.
+        A passage's score is the mean of what speaks for it as an answer to the question and to the texts `beside` it,
+        by their weights; the rest that is told of it is of the question. `timings` takes the seconds of each step.
+        Raises `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the
+        store was embedded by another model.
         """
         if not question.strip():
             raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
@@ -97,7 +97,8 @@ class Searcher:
             ]
             for place, score in enumerate(self._weights.scores(found)):
                 totals[place] += look.query.weight * score
-        scored = [replace(one, score=total) for one, total in zip(found, totals, strict=True)]
+        whole = sum(look.query.weight for look in looks)  # scores stay log-odds, however many texts they are of
+        scored = [replace(one, score=total / whole) for one, total in zip(found, totals, strict=True)]
         scored.sort(key=lambda one: (-one.score, one.passage.passage_id))
         best = without_repetitions(scored, k)
         clock.lap("fuse")

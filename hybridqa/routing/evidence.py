@@ -1,79 +1,78 @@
-"""How sure we are, from the passages found, that a question is about certain documents: 0 to 1.
+"""How sure we are, from the passages found, that a question is about certain documents: a probability, 0 to 1.
 
-Knows nothing about modules or thresholds. Invariant: it rises with how near the documents' best passage is to the
-question and how many of its words that passage has, and with how far both are ahead of every other document's.
+Knows nothing about modules or thresholds. Invariant: it rises with the documents' share of what was found, with how
+near their best passage is to the question, and with how many of its words that passage has.
 
-The four numbers go into a logistic function. Its weights were fitted (logistic regression, rounded) on questions over
-four sets of documents and checked on five others, with the default embedder: `eval/routing_threshold.py` measures what
-passes a threshold. The lead over rivals is what tells look-alike documents apart; where there is no rival, an ordinary
-stranger's numbers stand in for it, so that a store of one document does not take every question for its own.
+Three numbers go into a logistic function. The share is that of the softmax over the candidates' scores, which are
+log-odds, with a stranger among them: the score that passages about nothing of the kind reach. Without it a store of one
+document would take every question for its own. The weights were fitted on questions about documents that were there,
+that had been removed, and of other collections (`eval/evidence_weights.py`); on collections that the fit had not seen
+they are calibrated to some .07 (eval/results/evidence_weights.json).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from hybridqa.retrieval.lexical import question_words, stem, text_words
 from hybridqa.types import ScoredPassage
 
-COSINE_WEIGHT = 4.0  # of the best cosine
-OVERLAP_WEIGHT = 4.0  # of the best share of the question's words
-COSINE_LEAD_WEIGHT = 15.0  # of each one's lead over the best of all other documents
-OVERLAP_LEAD_WEIGHT = 6.0
-BIAS = -6.0
-COSINE_LEAD = 0.2  # leads count up to this much, either way
-OVERLAP_LEAD = 0.3
-STRANGER_COSINE = 0.3  # what a document that has nothing to do with the question may reach
-STRANGER_OVERLAP = 0.4
-CONSIDERED = 8  # passages, best first
+STRANGER = 8.0  # the score that stands for all that is not there
+LEAST_SHARE = 1e-4  # shares are taken to be within this of 0 and 1
 
 
-def evidence_for(question: str, passages: Sequence[ScoredPassage], doc_ids: Collection[str]) -> float:
-    """The evidence, 0 to 1, that the question is about these documents (together); 0 when none was found.
+@dataclass(frozen=True, slots=True)
+class EvidenceWeights:
+    """What each of the three numbers counts; the defaults are those of eval/results/evidence_weights.json."""
+
+    bias: float = -4.2
+    share: float = 0.67  # log-odds of the documents' share
+    cosine: float = 4.8  # of their nearest passage
+    coverage: float = 1.2  # the largest share of the question's words in one passage
+
+
+DEFAULT_WEIGHTS = EvidenceWeights()
+
+
+def evidence_for(
+    passages: Sequence[ScoredPassage], doc_ids: Collection[str], weights: EvidenceWeights = DEFAULT_WEIGHTS
+) -> float:
+    """The probability that the question is about these documents (together); 0 when none was found.
 
     `passages` are a search's, best first; all of one collection.
     """
-    words = {stem(word) for word in question_words(question)}
-    cosine, overlap = 0.0, 0.0
-    rival_cosine, rival_overlap = STRANGER_COSINE, STRANGER_OVERLAP
-    found = False
-    for scored in passages[:CONSIDERED]:
-        near, shared = scored.dense or 0.0, _overlap(words, scored)
-        if scored.passage.doc_id in doc_ids:
-            found = True
-            cosine, overlap = max(cosine, near), max(overlap, shared)
-        else:
-            rival_cosine, rival_overlap = max(rival_cosine, near), max(rival_overlap, shared)
-    if not found:
+    found = signals(passages, doc_ids)
+    if found is None:
         return 0.0
-    return _logistic(
-        BIAS
-        + COSINE_WEIGHT * cosine
-        + OVERLAP_WEIGHT * overlap
-        + COSINE_LEAD_WEIGHT * _within(cosine - rival_cosine, COSINE_LEAD)
-        + OVERLAP_LEAD_WEIGHT * _within(overlap - rival_overlap, OVERLAP_LEAD)
-    )
-
-
-def document_evidence(question: str, passages: Sequence[ScoredPassage]) -> dict[str, float]:
-    """The evidence of every document among the passages."""
-    doc_ids = dict.fromkeys(scored.passage.doc_id for scored in passages[:CONSIDERED])
-    return {doc_id: evidence_for(question, passages, (doc_id,)) for doc_id in doc_ids}
-
-
-def _overlap(words: set[str], scored: ScoredPassage) -> float:
-    """The share of the question's words that the passage, its title or its heading has."""
-    passage = scored.passage
-    if not words:
-        return 0.0
-    own = {stem(word) for word in text_words(f"{passage.title} {passage.heading} {passage.text}")}
-    return len(words & own) / len(words)
-
-
-def _within(value: float, bound: float) -> float:
-    return max(-bound, min(bound, value))
-
-
-def _logistic(value: float) -> float:
+    share, cosine, coverage = found
+    value = weights.bias + weights.share * share + weights.cosine * cosine + weights.coverage * coverage
     return 1 / (1 + math.exp(-value))
+
+
+def signals(passages: Sequence[ScoredPassage], doc_ids: Collection[str]) -> tuple[float, float, float] | None:
+    """The log-odds of the documents' share, their best cosine and coverage; None when none was found."""
+    highest = max((scored.score for scored in passages), default=0.0)
+    whole = math.exp(STRANGER - max(highest, STRANGER))
+    part, cosine, coverage, found = 0.0, 0.0, 0.0, False
+    for scored in passages:
+        odds = math.exp(scored.score - max(highest, STRANGER))
+        whole += odds
+        owners = {scored.passage.doc_id, *(other.doc_id for other in scored.also)}  # a text may stand in several
+        if mine := owners.intersection(doc_ids):
+            found = True
+            part += odds * len(mine) / len(owners)
+            cosine, coverage = max(cosine, scored.dense or 0.0), max(coverage, scored.coverage)
+    if not found:
+        return None
+    share = min(1 - LEAST_SHARE, max(LEAST_SHARE, part / whole))
+    return math.log(share / (1 - share)), cosine, coverage
+
+
+def document_evidence(passages: Sequence[ScoredPassage]) -> dict[str, float]:
+    """The evidence of every document among the passages, strongest first."""
+    doc_ids = dict.fromkeys(
+        doc_id for scored in passages for doc_id in (scored.passage.doc_id, *(other.doc_id for other in scored.also))
+    )
+    found = {doc_id: evidence_for(passages, (doc_id,)) for doc_id in doc_ids}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybridqa.catalog import Catalog
-from hybridqa.routing.evidence import evidence_for
+from hybridqa.routing.evidence import document_evidence, evidence_for
 from hybridqa.routing.shares import weighed
 from hybridqa.types import Filter, Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
@@ -41,50 +41,57 @@ class Router:
 
     def route(
         self,
-        question: str,
         passages: Sequence[ScoredPassage],
         mode: Mode,
         collection: str,
+        *,
+        k: int | None = None,
         modules: int | None = None,
         max_rank: int | None = None,
         filter: Filter | None = None,
     ) -> Route:
         """The route of a question in a mode, from the passages that a search in `collection` found.
 
-        `modules` says how many there may be for this question and `max_rank` what their ranks may sum to, instead of
-        the router's own numbers. `filter` is the search's; a module is chosen only if all its documents pass.
+        At most `k` of them are to answer; evidence comes from all. `modules` says how many there may be for this
+        question and `max_rank` what their ranks may sum to, instead of the router's own numbers. `filter` is the
+        search's; a module is chosen only if all its documents pass.
         """
         if mode is Mode.CLOSED:
             return Route(mode, reason="closed: the base model's memory alone")
         near = [found for found in passages if self._is_near(found, collection)]
-        kept = () if mode is Mode.MODULES else tuple(near)
+        kept = () if mode is Mode.MODULES else tuple(near[:k])
         documents = len({found.passage.doc_id for found in kept})
         reasons = []
         if mode is not Mode.MODULES:
             reasons.append(f"{_count(len(kept), 'passage')} of {_count(documents, 'document')}")
+        considered: tuple[ModuleChoice, ...] = ()
         chosen: tuple[ModuleChoice, ...] = ()
         if mode is not Mode.RETRIEVAL:
             limit = self._modules if modules is None else modules
             room = self._max_rank if max_rank is None else max_rank
-            chosen, why = self._choose(question, near, collection, limit, room, filter)
+            considered, why = self._consider(near, collection, limit, filter)
+            if considered:
+                chosen, why = self._choose(considered, limit, room)
             reasons.append(why)
-        return Route(mode, kept, chosen, "; ".join(reasons))
+        return Route(
+            mode,
+            kept,
+            chosen,
+            "; ".join(reasons),
+            found=tuple(passages),
+            evidence=document_evidence(near),
+            considered=considered,
+        )
 
     def _is_near(self, found: ScoredPassage, collection: str) -> bool:
         if found.passage.collection != collection:
             return False
         return found.dense is None or found.dense >= self._passage_threshold
 
-    def _choose(
-        self,
-        question: str,
-        passages: Sequence[ScoredPassage],
-        collection: str,
-        limit: int,
-        room: int,
-        filter: Filter | None,
+    def _consider(
+        self, passages: Sequence[ScoredPassage], collection: str, limit: int, filter: Filter | None
     ) -> tuple[tuple[ModuleChoice, ...], str]:
-        """The modules, at most `limit` and with ranks that sum to at most `room`, strongest evidence first, and why."""
+        """The modules that may be plugged in, strongest evidence first; where there is none, why."""
         if limit == 0:
             return (), "no module: modules are switched off"
         if not passages:
@@ -97,10 +104,11 @@ class Router:
         if not usable:
             unusable = f"{_count(len(known), 'module')} stale or of another base model" if known else "none there"
             return (), f"no module for these documents: {unusable}"
-        ranked = sorted(
-            (ModuleChoice(module, 1.0, evidence_for(question, passages, module.documents.keys())) for module in usable),
-            key=lambda choice: (-choice.evidence, choice.module.name),
-        )
+        choices = [ModuleChoice(module, 1.0, evidence_for(passages, module.documents.keys())) for module in usable]
+        return tuple(sorted(choices, key=lambda choice: (-choice.evidence, choice.module.name))), ""
+
+    def _choose(self, ranked: Sequence[ModuleChoice], limit: int, room: int) -> tuple[tuple[ModuleChoice, ...], str]:
+        """Of modules by evidence, at most `limit` and with ranks that sum to at most `room`, and why these."""
         on_topic = [choice for choice in ranked if choice.evidence >= self._module_threshold]
         if not on_topic:
             best = ranked[0]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.answering.prompt import UNKNOWN
 from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from hybridqa.pipeline import HybridQA
 
 PACK_TOKENS = 2048  # two or three prompts with passages; what a step holds in memory grows with it
+FOUND_PASSAGES = 8  # that an exercise's may be of
 TURNS = 2  # of each question, each time in a configuration drawn anew; what comes out the same again is left out
 EPOCHS = 1.0  # over all of them
 B_RATIO = 8.0
@@ -176,12 +176,12 @@ def _modules(work: HybridQA, chosen: Split, taught: Collection[str]) -> dict[str
 def _writer(work: HybridQA, modules: Sequence[str]) -> ExerciseWriter:
     """A writer that finds passages as an answer's are found."""
     settings = work.settings
-    wanted = max(settings.passages, ROUTING_PASSAGES)
+    wanted = max(settings.passages, FOUND_PASSAGES)
     router = work.router
 
     def find(question: str) -> Sequence[ScoredPassage]:
         found = work.searcher.search(question, k=wanted, collection=DEFAULT_COLLECTION)
-        return router.route(question, found, Mode.RETRIEVAL, DEFAULT_COLLECTION).passages
+        return router.route(found, Mode.RETRIEVAL, DEFAULT_COLLECTION).passages
 
     return ExerciseWriter(
         find,

@@ -52,15 +52,15 @@ def publish(
 def found(catalog: Catalog, **cosines: float) -> list[ScoredPassage]:
     """Each document's one passage with a cosine, in the order given."""
     passages = []
-    for place, (doc_id, cosine) in enumerate(cosines.items()):
+    for doc_id, cosine in cosines.items():
         passage = catalog.document_passages("c", doc_id)[0]
-        passages.append(ScoredPassage(passage, 1 / (61 + place), cosine))
+        passages.append(ScoredPassage(passage, 3 + 14 * cosine, cosine, coverage=min(1.0, 1.2 * cosine)))
     return passages
 
 
 def route(catalog: Catalog, passages: Sequence[ScoredPassage], mode: Mode = Mode.HYBRID, **changed: float) -> Route:
     limits = {"modules": 1, "module_threshold": 0.35, "passage_threshold": 0.0, "max_rank": 64} | changed
-    return Router(catalog, "base", **limits).route(QUESTION, passages, mode, "c")  # type: ignore[arg-type]
+    return Router(catalog, "base", **limits).route(passages, mode, "c")  # type: ignore[arg-type]
 
 
 def names(decided: Route) -> list[str]:
@@ -70,7 +70,7 @@ def names(decided: Route) -> list[str]:
 def test_each_mode_takes_what_it_says(catalog: Catalog) -> None:
     put(catalog, "a")
     publish(catalog, "m", ["a"])
-    passages = found(catalog, a=0.5)
+    passages = found(catalog, a=0.8)
     got = {mode: route(catalog, passages, mode) for mode in Mode}
     assert {mode: (len(r.passages), names(r)) for mode, r in got.items()} == {
         Mode.HYBRID: (1, ["m@1"]),
@@ -82,6 +82,24 @@ def test_each_mode_takes_what_it_says(catalog: Catalog) -> None:
     assert got[Mode.HYBRID].modules[0].weight == 1.0
     assert 0.9 < got[Mode.HYBRID].modules[0].evidence < 1
     assert got[Mode.HYBRID].reason.startswith("1 passage of 1 document; module 'm@1' (evidence 0.9")
+
+
+def test_a_route_tells_what_it_was_decided_from(catalog: Catalog) -> None:
+    for doc_id in ("a", "b"):
+        put(catalog, doc_id)
+        publish(catalog, f"m-{doc_id}", [doc_id])
+    passages = found(catalog, a=0.5, b=0.8)
+    decided = Router(catalog, "base", modules=1, module_threshold=0.35, passage_threshold=0.0, max_rank=64).route(
+        passages, Mode.HYBRID, "c", k=1
+    )
+    assert decided.found == tuple(passages) and decided.passages == tuple(passages[:1])
+    assert list(decided.evidence) == ["b", "a"]
+    assert [choice.module.name for choice in decided.considered] == ["m-b@1", "m-a@1"]
+    assert {choice.module.module_id: choice.evidence for choice in decided.considered} == {
+        f"m-{doc_id}": value for doc_id, value in decided.evidence.items()
+    }
+    assert names(decided) == ["m-b@1"]
+    assert "1 passage of 1 document" in decided.reason
 
 
 def test_the_module_of_the_nearest_document_is_chosen(catalog: Catalog) -> None:
@@ -98,7 +116,7 @@ def test_a_question_may_ask_for_more_or_fewer_modules_than_the_setting(catalog: 
         publish(catalog, f"m-{doc_id}", [doc_id])
     passages = found(catalog, a=0.5, b=0.5)
     router = Router(catalog, "base", modules=1, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
-    routes = [router.route(QUESTION, passages, Mode.HYBRID, "c", modules) for modules in (None, 0, 1, 2, 3)]
+    routes = [router.route(passages, Mode.HYBRID, "c", modules=modules) for modules in (None, 0, 1, 2, 3)]
     assert [len(names(each)) for each in routes] == [1, 0, 1, 2, 2]
     weights = [[choice.weight for choice in each.modules] for each in routes]
     assert weights == [[1.0], [], [1.0], [share_of(2)] * 2, [share_of(2)] * 2]
@@ -109,7 +127,7 @@ def test_the_module_with_the_most_evidence_counts_most(catalog: Catalog) -> None
         put(catalog, doc_id)
         publish(catalog, f"m-{doc_id}", [doc_id])
     router = Router(catalog, "base", modules=2, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
-    routed = router.route(QUESTION, found(catalog, a=0.3, b=0.8), Mode.HYBRID, "c")
+    routed = router.route(found(catalog, a=0.3, b=0.8), Mode.HYBRID, "c")
     first, second = routed.modules
     assert first.module.name == "m-b@1"
     assert (first.weight, second.weight) == shares_of([first.evidence, second.evidence])
@@ -122,7 +140,7 @@ def test_a_far_question_gets_no_module(catalog: Catalog) -> None:
     passages = found(catalog, a=0.2)
     limits = {"modules": 1, "module_threshold": 0.35, "passage_threshold": 0.0, "max_rank": 64}
     router = Router(catalog, "base", **limits)  # type: ignore[arg-type]
-    decided = router.route("Who won the football cup?", passages, Mode.HYBRID, "c")
+    decided = router.route(passages, Mode.HYBRID, "c")
     assert decided.modules == ()
     assert len(decided.passages) == 1
     assert "'m@1', has evidence 0.0" in decided.reason
@@ -190,7 +208,7 @@ def test_what_is_in_the_stack_already_leaves_less_room(catalog: Catalog) -> None
         publish(catalog, doc_id, [doc_id], rank=rank)
     passages = found(catalog, a=0.55, b=0.65)
     router = Router(catalog, "base", modules=2, module_threshold=0.0, passage_threshold=0.0, max_rank=64)
-    decided = [router.route(QUESTION, passages, Mode.HYBRID, "c", max_rank=room) for room in (None, 32, 31, 15, 0)]
+    decided = [router.route(passages, Mode.HYBRID, "c", max_rank=room) for room in (None, 32, 31, 15, 0)]
     assert [names(each) for each in decided] == [["b@1", "a@1"], ["b@1", "a@1"], ["b@1"], [], []]
     assert "'b@1' has a rank over the 15 that plug-ins and extractor leave" in decided[3].reason
 
@@ -224,12 +242,12 @@ def test_a_module_is_chosen_only_if_all_its_documents_pass_the_filter(catalog: C
     passages = found(catalog, a=0.7)
 
     def chosen(filter: Filter | None) -> set[str]:
-        return set(names(router.route(QUESTION, passages, Mode.HYBRID, "c", filter=filter)))
+        return set(names(router.route(passages, Mode.HYBRID, "c", filter=filter)))
 
     assert chosen(None) == chosen(Filter()) == chosen(Filter(("a", "b"))) == {"both@1", "one@1"}
     assert chosen(Filter(("a", "c"))) == {"one@1"}
     publish(catalog, "one", ["a", "c"])
     assert chosen(Filter(("a",))) == set()
-    reason = router.route(QUESTION, passages, Mode.HYBRID, "c", filter=Filter(("a",))).reason
+    reason = router.route(passages, Mode.HYBRID, "c", filter=Filter(("a",))).reason
     assert "documents that do not pass the filter" in reason
     assert chosen(Filter(metadata={"team": "x"})) == set()
