@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.cli.output import plain
 from hybridqa.config import Settings
 from hybridqa.evaluation.datasets import cluster_of
@@ -31,7 +32,6 @@ from hybridqa.evaluation.stores import store_of
 from hybridqa.files import atomic_write_text
 from hybridqa.provenance import commit, hardware
 from hybridqa.retrieval.fusion import FusionWeights
-from hybridqa.retrieval.searcher import READ
 from hybridqa.types import DEFAULT_COLLECTION, ScoredPassage
 
 SETS = (
@@ -107,7 +107,10 @@ def candidates(options: argparse.Namespace, name: str, work: Path) -> Set:
     docs, questions = (options.data / f"{name}.{kind}.jsonl" for kind in ("docs", "questions"))
     plan = make_plan(docs, questions, Settings(), most=options.most, seed=options.seed)
     with store_of(plan.documents, work, lambda *_: None) as store:
-        found = [store.searcher.search(one.question, k=READ, collection=DEFAULT_COLLECTION) for one in plan.questions]
+        found = [
+            store.searcher.search(one.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION)
+            for one in plan.questions
+        ]
     sys.stderr.write(f"{name}: {len(plan.documents)} documents, {len(plan.questions)} questions\n")
     return Set(plan, found)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.answering.seeking import Sought
 from hybridqa.config import Settings
 from hybridqa.errors import InputError
@@ -35,7 +36,7 @@ from hybridqa.retrieval.lexical import LexicalIndex
 from hybridqa.types import DEFAULT_COLLECTION, Passage
 
 KS = (1, 2, 4, 5, 8)  # documents
-DEPTH = 100  # passages of each way, from which documents are ranked
+DEPTH = 100  # passages of each way that ours is compared with, from which documents are ranked
 OURS = "hybridqa"
 WAYS = ("bm25", "dense", "rrf", OURS)
 ALONE = "hybridqa, the question alone"  # where there are conversations
@@ -184,7 +185,6 @@ def _parts(interval: Interval) -> dict[str, float]:
 def _ways(store: HybridQA, plan: RetrievalPlan, timings: list[dict[str, float]]) -> dict[str, Way]:
     lexical = LexicalIndex(store.catalog)
     embedder, dense, catalog, seeker = store.embedder, store.dense, store.catalog, store.seeker
-    depth = DEPTH // 4
 
     def by_words(question: str) -> list[int]:
         return [passage_id for passage_id, _ in lexical.search(question, DEPTH, DEFAULT_COLLECTION)]
@@ -206,23 +206,25 @@ def _ways(store: HybridQA, plan: RetrievalPlan, timings: list[dict[str, float]])
 
     def ours(question: EvalQuestion) -> list[Passage]:
         begun = time.perf_counter()
-        sought = seeker.look(question.question, k=depth, collection=DEFAULT_COLLECTION, history=question.history)
+        sought = seeker.look(
+            question.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION, history=question.history
+        )
         timings.append({**sought.timings, "all": time.perf_counter() - begun})
         return _all_of(sought)
 
     def alone(question: EvalQuestion) -> list[Passage]:
-        return _all_of(seeker.look(question.question, k=depth, collection=DEFAULT_COLLECTION))
+        return _all_of(seeker.look(question.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION))
 
     def prepended(question: EvalQuestion) -> list[Passage]:
         text = " ".join([*(turn.content for turn in question.history), question.question])
-        return _all_of(seeker.look(text, k=depth, collection=DEFAULT_COLLECTION))
+        return _all_of(seeker.look(text, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION))
 
     def reranked(question: EvalQuestion) -> list[Passage]:
         return _all_of(
             store.run(
                 seeker.seek(
                     question.question,
-                    k=depth,
+                    k=ROUTING_PASSAGES,
                     collection=DEFAULT_COLLECTION,
                     history=question.history,
                     rerank=plan.rerank,

@@ -9,9 +9,10 @@ alone loses to the better side wherever the other is weak; `eval/fusion_weights.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import log, sqrt
 
 from hybridqa.types import ScoredPassage
 
@@ -54,15 +55,22 @@ def fused(found: Iterable[ScoredPassage], weights: FusionWeights) -> list[Scored
     return sorted(scored, key=lambda one: (-one.score, one.passage.passage_id))
 
 
-def title_match(asked: Collection[str], title: Collection[str]) -> float:
-    """How far a question's words name a title, 0 to 1: all of the title's words, and hardly others, give 1.
+class TitleMatch:
+    """How far a question's words name each of several titles."""
 
-    Both are different words, as comparable as their caller makes them.
-    """
-    if not asked or not title:
-        return 0.0
-    shared = len(set(asked) & set(title))
-    return shared / len(title) * sqrt(shared / len(asked))
+    def __init__(self, titles: Iterable[frozenset[str]]) -> None:
+        """`titles` are the words of all candidates' titles: what most of them have tells none from another."""
+        different = set(titles)
+        counts = Counter(word for title in different for word in title)
+        self._weights = {word: log((1 + len(different)) / count) for word, count in counts.items()}
+
+    def score(self, asked: Collection[str], title: frozenset[str]) -> float:
+        """0 to 1: all that is the title's own, and hardly another word, gives 1."""
+        whole = sum(self._weights[word] for word in title)
+        if not asked or whole <= 0:
+            return 0.0
+        shared = title.intersection(asked)
+        return sum(self._weights[word] for word in shared) / whole * sqrt(len(shared) / len(asked))
 
 
 def reciprocal_rank_fusion(

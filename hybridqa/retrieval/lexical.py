@@ -65,6 +65,10 @@ class AskedWords:
         """Those of the stems that a text has."""
         return frozenset() if self._pattern is None else frozenset(self._pattern.findall(text.lower()))
 
+    def share_in(self, text: str) -> float:
+        """The share of the stems that a text has, 0 to 1."""
+        return len(self.among(text)) / len(self.stems) if self.stems else 0.0
+
 
 def match_query(question: str) -> str:
     """The question as an FTS5 query: its words quoted and joined by OR; empty when it has none."""

@@ -18,7 +18,7 @@ from hybridqa.errors import QuestionError
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
-from hybridqa.retrieval.fusion import FusionWeights, fused, title_match
+from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, fused
 from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
 from hybridqa.types import Filter, Passage, ScoredPassage
 
@@ -90,11 +90,7 @@ class Searcher:
             look.dense |= self._dense.cosines(
                 look.vector_D, [one.passage_id for one in passages if one.passage_id not in look.dense], collection
             )
-            asked = AskedWords(look.query.text)
-            found = [
-                evidence_of(one, look.dense.get(one.passage_id), look.lexical.get(one.passage_id), asked)
-                for one in passages
-            ]
+            found = evidence_of(passages, look)
             for place, score in enumerate(self._weights.scores(found)):
                 totals[place] += look.query.weight * score
         whole = sum(look.query.weight for look in looks)  # scores stay log-odds, however many texts they are of
@@ -140,12 +136,24 @@ class _Look:
     near: list[int]  # best first
 
 
-def evidence_of(passage: Passage, dense: float | None, lexical: float | None, asked: AskedWords) -> ScoredPassage:
-    """The passage with all that speaks for it, not yet scored."""
-    title = {stem(word) for word in text_words(passage.title) if word not in STOPWORDS}
-    shared = asked.among(f"{passage.title} {passage.heading} {passage.text}")
-    coverage = len(shared) / len(asked.stems) if asked.stems else 0.0
-    return ScoredPassage(passage, 0.0, dense, lexical, coverage, title_match(asked.stems, title))
+def evidence_of(passages: Sequence[Passage], look: _Look) -> list[ScoredPassage]:
+    """The passages with all that speaks for each, not yet scored."""
+    asked = AskedWords(look.query.text)
+    titles = [
+        frozenset(stem(word) for word in text_words(passage.title) if word not in STOPWORDS) for passage in passages
+    ]
+    named = TitleMatch(titles)
+    return [
+        ScoredPassage(
+            passage,
+            0.0,
+            look.dense.get(passage.passage_id),
+            look.lexical.get(passage.passage_id),
+            asked.share_in(f"{passage.title} {passage.heading} {passage.text}"),
+            named.score(asked.stems, title),
+        )
+        for passage, title in zip(passages, titles, strict=True)
+    ]
 
 
 def without_repetitions(found: Iterable[ScoredPassage], k: int) -> list[ScoredPassage]:

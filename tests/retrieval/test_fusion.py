@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridqa.retrieval.fusion import FusionWeights, fused, reciprocal_rank_fusion, title_match
+from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, fused, reciprocal_rank_fusion
 from hybridqa.types import Passage, ScoredPassage
 
 
@@ -51,13 +51,22 @@ def test_each_weight_counts_its_own_signal() -> None:
 
 
 def test_a_title_is_named_by_all_of_its_words_and_no_others() -> None:
-    assert title_match({"lumen", "kettl"}, {"lumen", "kettl"}) == 1
-    whole, part = (
-        title_match({"lumen", "kettl", "cost"}, {"lumen", "kettl"}),
-        title_match({"lumen"}, {"lumen", "kettl"}),
-    )
-    assert 0 < part < whole < 1
-    assert title_match({"cost"}, {"kettl"}) == title_match(set(), {"kettl"}) == title_match({"cost"}, set()) == 0
+    kettle, museum = frozenset(("lumen", "kettl")), frozenset(("veldmoor", "museum"))
+    titles = TitleMatch([kettle, museum, kettle])
+    assert titles.score({"lumen", "kettl"}, kettle) == 1
+    whole, part = titles.score({"lumen", "kettl", "cost"}, kettle), titles.score({"lumen"}, kettle)
+    assert 0 < part < 1 and 0 < whole < 1
+    assert titles.score({"cost"}, kettle) == titles.score(set(), kettle) == titles.score({"cost"}, frozenset()) == 0
+
+
+def test_words_that_all_titles_have_name_none() -> None:
+    titles = [frozenset(("privacy", "policy", site)) for site in ("alder", "birch", "cedar", "dogwood")]
+    match = TitleMatch(titles)
+    asked = {"privacy", "policy", "birch", "keep"}
+    named, other = match.score(asked, titles[1]), match.score(asked, titles[0])
+    assert named > 3 * other
+    one_document = TitleMatch(titles[:1] * 3)
+    assert one_document.score({"alder", "privacy", "policy"}, titles[0]) == 1
 
 
 def test_scores_are_the_sums_worked_out_by_hand() -> None:
