@@ -24,11 +24,11 @@ LEXICAL_POWER = 0.7  # the best by words is ahead of the next by more than they 
 class FusionWeights:
     """What each signal counts; the defaults are those of eval/results/fusion_weights.json."""
 
-    lexical: float = 4.6  # BM25 as a share of the best candidate's, to `LEXICAL_POWER`
-    dense: float = 2.9  # cosine
-    nearest: float = 3.8  # cosine as a share of the best candidate's
-    title: float = 1.6  # how far the question names the document
-    coverage: float = 2.9  # share of the question's words that the passage has
+    lexical: float = 4.5  # BM25 as a share of the best candidate's, to `LEXICAL_POWER`
+    dense: float = 2.6  # cosine
+    nearest: float = 3.6  # cosine as a share of the best candidate's
+    title: float = 1.9  # how far the question names the document
+    coverage: float = 3.1  # share of the question's words that the passage has
 
     def scores(self, found: Sequence[ScoredPassage]) -> list[float]:
         """The score of each of a question's candidates, in their order; None counts as nothing."""

@@ -1,0 +1,82 @@
+"""Seeking in a real store: with the conversation, reranked by a real engine, and when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridqa import HybridQA, Message
+from hybridqa.answering.seeking import Seeker
+from hybridqa.engine.protocol import Engine
+from hybridqa.errors import EngineError
+from hybridqa.models import ModelFolder
+from hybridqa.retrieval.rerank import LikelihoodReranker
+
+TEXTS = {
+    "kettle": "The Lumen kettle was designed by Maren Holt. It is sold in Oskvar and costs 89 euros.",
+    "museum": "The Veldmoor museum was founded by Anna Voss. A ticket costs 12 crowns.",
+    "ferry": "The ferry Solvang crosses the sound in 40 minutes. A bicycle travels free.",
+}
+TALK = (Message("user", "Tell me about the Lumen kettle."), Message("assistant", "It is a kettle."))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder) -> Iterator[HybridQA]:
+    settings: dict[str, Any] = {"model": str(tiny_model.path), "engine": "reference", "dtype": "float32"}
+    with HybridQA.open(tmp_path_factory.mktemp("seeking"), create=True, max_model_len=512, **settings) as qa:
+        for doc_id, text in TEXTS.items():
+            qa.add_text(doc_id, text)
+        yield qa
+
+
+def test_a_follow_up_is_searched_for_with_the_question_before_it(store: HybridQA) -> None:
+    alone = store.seeker.look("What does it cost?", k=3, collection="default")
+    told = store.seeker.look("What does it cost?", k=3, collection="default", history=TALK)
+    scores = {one.passage.doc_id: one.score for one in alone.passages}
+    assert told.passages[0].passage.doc_id == "kettle"
+    assert told.passages[0].score - told.passages[1].score > scores["kettle"] - scores["museum"]
+    assert told.notes == ("searched with the question before it",) and alone.notes == ()
+    moved_on = store.seeker.look("How long does the ferry Solvang take?", k=3, collection="default", history=TALK)
+    assert moved_on.passages[0].passage.doc_id == "ferry" and moved_on.notes == ()
+
+
+def test_a_setting_leaves_the_conversation_out(store: HybridQA) -> None:
+    def never() -> Any:
+        raise AssertionError("no engine is needed to search")
+
+    reranker = LikelihoodReranker(store.prompts, max_model_len=512)
+    seeker = Seeker(store.searcher, reranker, never, rerank=0, history=False)
+    told = asyncio.run(seeker.seek("What does it cost?", k=3, collection="default", history=TALK))
+    assert told.passages == store.seeker.look("What does it cost?", k=3, collection="default").passages
+
+
+def test_passages_are_reranked_where_asked_to(store: HybridQA) -> None:
+    sought = store.run(store.seeker.seek("Who founded the museum?", k=2, collection="default", rerank=3))
+    assert len(sought.passages) == 2
+    assert all(one.likelihood is not None for one in sought.passages)
+    assert sought.notes == ("3 passages reranked",) and sought.timings["rerank"] > 0
+    plain = store.run(store.seeker.seek("Who founded the museum?", k=2, collection="default"))
+    assert all(one.likelihood is None for one in plain.passages)
+
+
+def test_an_engine_that_fails_costs_the_order_and_no_passage(store: HybridQA) -> None:
+    async def broken() -> Engine:
+        raise EngineError("the engine is out of order. Ask again.")
+
+    reranker = LikelihoodReranker(store.prompts, max_model_len=512)
+    seeker = Seeker(store.searcher, reranker, broken, rerank=3, history=True)
+    sought = asyncio.run(seeker.seek("Who founded the museum?", k=3, collection="default"))
+    assert sought.passages == store.seeker.look("Who founded the museum?", k=3, collection="default").passages
+    assert sought.notes == ("not reranked: the engine is out of order. Ask again.",)
+
+
+def test_an_answer_tells_its_route(store: HybridQA, tmp_path: Path) -> None:
+    answer = store.ask("What does it cost?", history=TALK, k=1, rerank=2)
+    assert answer.route is not None
+    assert len(answer.passages) == 1 and len(answer.route.found) == 3
+    assert next(iter(answer.route.evidence)) == answer.route.found[0].passage.doc_id
+    assert answer.route_reason.startswith("searched with the question before it; 2 passages reranked; 1 passage of")
