@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+from collections.abc import Sequence
 
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import require_collection
@@ -58,6 +59,19 @@ class FullTextTable:
                     f"{match_query!r} is no FTS5 query ({error}); expected quoted words joined by OR."
                 ) from error
         return [(int(passage_id), float(score)) for passage_id, score in found]
+
+    def count_matches(self, collection: str, match_queries: Sequence[str], most: int) -> list[int]:
+        """How many passages of the collection fit each FTS5 query, counted up to `most`.
+
+        Raises `CollectionNotFoundError`.
+        """
+        with self._database.read() as connection:
+            table = fts_table(require_collection(connection, collection))
+            count = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH ? LIMIT ?)"
+            return [
+                int(connection.execute(count, (storable(query, "the query"), most)).fetchone()[0])
+                for query in match_queries
+            ]
 
     def check_full_text(self) -> list[str]:
         """What `rebuild_full_text` would mend, one line each. Takes the write lock: the check is an INSERT.

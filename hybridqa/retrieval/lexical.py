@@ -6,10 +6,14 @@ Knows nothing about vectors. Invariant: no question, whatever is in it, is read 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from hybridqa.catalog import Catalog
 from hybridqa.types import Filter
 
+ROWS = 5_000  # passages that are ranked for one question, where rarer words match enough: some 6 ms
+ENOUGH = 4  # times as many as are wanted: then the words taken match enough
+COUNTED = 4  # times `ROWS`: as far as a word's matches are counted, to tell common words from commoner ones
 MAX_WORDS = 64  # different words of one question that are looked up
 ENDINGS = ("ing", "ed", "es", "s", "e")
 _WORD = re.compile(r"[^\W_]+")
@@ -70,24 +74,45 @@ class AskedWords:
         return len(self.among(text)) / len(self.stems) if self.stems else 0.0
 
 
-def match_query(question: str) -> str:
-    """The question as an FTS5 query: its words quoted and joined by OR; empty when it has none."""
-    return " OR ".join(f'"{word}"' for word in asked_words(question))
+def match_query(words: Iterable[str]) -> str:
+    """Words as an FTS5 query: quoted and joined by OR; empty when there is none."""
+    return " OR ".join(f'"{word}"' for word in words)
 
 
 class LexicalIndex:
-    """BM25 over title, heading and text of passages."""
+    """BM25 over title, heading and text of passages.
 
-    def __init__(self, catalog: Catalog) -> None:
+    In a large collection a question's commonest words match a great part of it, take nearly all of the time and hardly
+    change the order: they are left out as soon as rarer ones match enough.
+    """
+
+    def __init__(self, catalog: Catalog, *, rows: int = ROWS) -> None:
+        """`rows` bounds the passages that are ranked for one question, where there are rarer words."""
         self._catalog = catalog
+        self._rows = rows
 
     def search(self, question: str, k: int, collection: str, filter: Filter | None = None) -> list[tuple[int, float]]:
         """The `k` passages that fit the question's words best: (passage id, BM25; higher is better).
 
         Raises `CollectionNotFoundError`.
         """
-        query = match_query(question)
-        if not query or k <= 0:
+        words = asked_words(question)
+        if not words or k <= 0:
             self._catalog.require_collection(collection)
             return []
-        return self._catalog.search_lexical(collection, query, k, filter)
+        if filter is None or filter.is_open:  # among the passages that pass another word may be the rare one
+            words = self._telling(words, collection, k)
+        return self._catalog.search_lexical(collection, match_query(words), k, filter)
+
+    def _telling(self, words: list[str], collection: str, k: int) -> list[str]:
+        """The rarer ones of the words; all of them as long as they match few passages."""
+        counts = self._catalog.count_matches(collection, [match_query([word]) for word in words], COUNTED * self._rows)
+        if sum(counts) <= self._rows:
+            return words
+        taken, matched = [], 0
+        for count, word in sorted(zip(counts, words, strict=True), key=lambda pair: pair[0]):
+            if matched >= ENOUGH * k and matched + count > self._rows:
+                break
+            taken.append(word)
+            matched += count
+        return taken

@@ -18,7 +18,7 @@ from hybridqa.errors import QuestionError
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
-from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, fused
+from hybridqa.retrieval.fusion import FusionWeights, TitleMatch
 from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
 from hybridqa.types import Filter, Passage, ScoredPassage
 
@@ -120,9 +120,11 @@ class Searcher:
 
     def _nearest(self, ids: Sequence[int], dense: Mapping[int, float], lexical: Mapping[int, float]) -> list[int]:
         """The candidates by cosine and BM25 alone, best first: the texts of all would take too long to read."""
-        bare = [Passage(passage_id, "", "", 0, 0, 0, "") for passage_id in ids]
-        found = [ScoredPassage(one, 0.0, dense.get(one.passage_id), lexical.get(one.passage_id)) for one in bare]
-        return [scored.passage.passage_id for scored in fused(found, self._weights)]
+        bare = Passage(0, "", "", 0, 0, 0, "")
+        found = [ScoredPassage(bare, 0.0, dense.get(passage_id), lexical.get(passage_id)) for passage_id in ids]
+        scores = self._weights.scores(found)
+        order = sorted(range(len(ids)), key=lambda place: (-scores[place], ids[place]))
+        return [ids[place] for place in order]
 
 
 @dataclass(slots=True)

@@ -43,36 +43,59 @@ def evidence_for(
     `passages` are a search's, best first; all of one collection.
     """
     found = signals(passages, doc_ids)
-    if found is None:
-        return 0.0
-    share, cosine, coverage = found
-    value = weights.bias + weights.share * share + weights.cosine * cosine + weights.coverage * coverage
-    return 1 / (1 + math.exp(-value))
+    return 0.0 if found is None else _probability(found, weights)
 
 
 def signals(passages: Sequence[ScoredPassage], doc_ids: Collection[str]) -> tuple[float, float, float] | None:
     """The log-odds of the documents' share, their best cosine and coverage; None when none was found."""
-    highest = max((scored.score for scored in passages), default=0.0)
-    whole = math.exp(STRANGER - max(highest, STRANGER))
-    part, cosine, coverage, found = 0.0, 0.0, 0.0, False
-    for scored in passages:
-        odds = math.exp(scored.score - max(highest, STRANGER))
-        whole += odds
-        owners = {scored.passage.doc_id, *(other.doc_id for other in scored.also)}  # a text may stand in several
-        if mine := owners.intersection(doc_ids):
-            found = True
-            part += odds * len(mine) / len(owners)
-            cosine, coverage = max(cosine, scored.dense or 0.0), max(coverage, scored.coverage)
-    if not found:
+    known = [one for doc_id, one in _by_document(passages).items() if doc_id in doc_ids]
+    if not known:
         return None
-    share = min(1 - LEAST_SHARE, max(LEAST_SHARE, part / whole))
-    return math.log(share / (1 - share)), cosine, coverage
+    share = sum(one.share for one in known)
+    return _log_odds(share), max(one.cosine for one in known), max(one.coverage for one in known)
 
 
 def document_evidence(passages: Sequence[ScoredPassage]) -> dict[str, float]:
     """The evidence of every document among the passages, strongest first."""
-    doc_ids = dict.fromkeys(
-        doc_id for scored in passages for doc_id in (scored.passage.doc_id, *(other.doc_id for other in scored.also))
-    )
-    found = {doc_id: evidence_for(passages, (doc_id,)) for doc_id in doc_ids}
+    found = {
+        doc_id: _probability((_log_odds(one.share), one.cosine, one.coverage), DEFAULT_WEIGHTS)
+        for doc_id, one in _by_document(passages).items()
+    }
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found of one document."""
+
+    share: float = 0.0
+    cosine: float = 0.0
+    coverage: float = 0.0
+
+
+def _by_document(passages: Sequence[ScoredPassage]) -> dict[str, _Found]:
+    highest = max((scored.score for scored in passages), default=0.0)
+    highest = max(highest, STRANGER)
+    odds = [math.exp(scored.score - highest) for scored in passages]
+    whole = sum(odds) + math.exp(STRANGER - highest)
+    found: dict[str, _Found] = {}
+    for scored, own in zip(passages, odds, strict=True):
+        # a text may stand in several documents
+        owners = dict.fromkeys((scored.passage.doc_id, *(other.doc_id for other in scored.also)))
+        for doc_id in owners:
+            one = found.setdefault(doc_id, _Found())
+            one.share += own / whole / len(owners)
+            one.cosine = max(one.cosine, scored.dense or 0.0)
+            one.coverage = max(one.coverage, scored.coverage)
+    return found
+
+
+def _log_odds(share: float) -> float:
+    share = min(1 - LEAST_SHARE, max(LEAST_SHARE, share))
+    return math.log(share / (1 - share))
+
+
+def _probability(found: tuple[float, float, float], weights: EvidenceWeights) -> float:
+    share, cosine, coverage = found
+    value = weights.bias + weights.share * share + weights.cosine * cosine + weights.coverage * coverage
+    return 1 / (1 + math.exp(-value))

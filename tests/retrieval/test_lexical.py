@@ -23,6 +23,7 @@ from hybridqa.retrieval.lexical import (
     stem,
     text_words,
 )
+from hybridqa.types import Filter
 
 HOSTILE = [
     '"',
@@ -100,11 +101,11 @@ def test_unknown_collection_is_named(lexical: LexicalIndex, question: str) -> No
 def test_stopwords_go_unless_there_is_nothing_else() -> None:
     assert question_words("What is the Capital of France?") == ["capital", "france"]
     assert question_words("Who is it?") == ["who", "is", "it"]
-    assert match_query("The capital's capital") == '"capital"'
+    assert match_query(asked_words("The capital's capital")) == '"capital"'
 
 
 def test_both_ends_of_a_long_question_count() -> None:
-    words = match_query(" ".join(f"word{n}" for n in range(1_000))).split(" OR ")
+    words = match_query(asked_words(" ".join(f"word{n}" for n in range(1_000)))).split(" OR ")
     assert len(words) == MAX_WORDS
     assert words[0] == '"word0"' and words[-1] == '"word999"'
 
@@ -137,3 +138,20 @@ def test_asked_words_agree_with_comparing_stems(question: list[str], text: list[
 @pytest.mark.parametrize("question", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_is_looked_for_in_a_text(question: str) -> None:
     assert AskedWords(question).among("a quick fox " * 200) <= AskedWords(question).stems
+
+
+def test_common_words_are_left_out_where_rarer_ones_match_enough(put_text: Callable[..., None], tmp_path: Path) -> None:
+    with Catalog.open(tmp_path / "c.sqlite3", create=True) as catalog:
+        texts = [f"report number{n} of the team{n % 20}" for n in range(400)]
+        put_text(catalog, "a", "reports", texts, np.eye(400, dtype=np.float32))
+        whole, bounded = LexicalIndex(catalog), LexicalIndex(catalog, rows=50)
+        question = "Which report did team7 write as number27?"
+        assert len(whole.search(question, 400, "a")) == 400
+        found = bounded.search(question, 5, "a")
+        assert [passage_id for passage_id, _ in found] == [
+            passage_id for passage_id, _ in whole.search(question, 5, "a")
+        ]
+        assert len(bounded.search(question, 400, "a")) == 400  # so many are wanted that rare words are not enough
+        assert len(bounded.search(question, 4, "a")) == 4
+        assert len(bounded.search("report", 10, "a")) == 10  # there is no rarer word
+        assert len(bounded.search(question, 30, "a", Filter(("reports",)))) == 30
