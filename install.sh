@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv beside this file and installs hybridqa in it, with what this machine can use.
 #
-#   ./install.sh [--dry-run] [EXTRA ...]     EXTRA: dev, what the tests need
+#   ./install.sh [--dry-run] [EXTRA ...]     EXTRA: dev, what the tests need; plots, pictures
 #
 # An NVIDIA GPU is found by itself; HYBRIDQA_DEVICE=cpu or HYBRIDQA_DEVICE=gpu overrules. HYBRIDQA_PYTHON names the Python.
 # Packages come from where pip is configured to find them. A run that has nothing to do ends at once; a run that was
@@ -139,9 +139,9 @@ wanted=()
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
-    dev | server | langchain | ray) wanted+=("$argument") ;; # nothing uses the last three yet
+    dev | plots | server | langchain | ray) wanted+=("$argument") ;; # nothing uses the last three yet
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
-    *) die "'$argument' is no extra; expected some of: dev." ;;
+    *) die "'$argument' is no extra; expected some of: dev, plots." ;;
   esac
 done
 [[ $(uname -s) == Linux ]] || die "this is $(uname -s); expected Linux, which vLLM runs on."

@@ -155,6 +155,7 @@ class Parts:
             passages=settings.passages,
             max_answer_tokens=settings.max_answer_tokens,
             max_rank=settings.max_lora_rank,
+            abstain_below=settings.abstain_below,
         )
 
     def answerer_ready(self) -> Answerer:

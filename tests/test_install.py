@@ -106,7 +106,7 @@ def test_an_unknown_device_or_extra_is_refused(checkout: Path, tools: Path) -> N
     assert "'tpu'; expected cpu, gpu or auto" in device.stderr
     extra = install(checkout, tools, "everything")
     assert extra.returncode == 1
-    assert "'everything' is no extra; expected some of: dev" in extra.stderr
+    assert "'everything' is no extra; expected some of: dev, plots" in extra.stderr
     assert not (checkout / ".venv").exists()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -25,9 +25,10 @@ from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Samplin
 from hybridqa.errors import AdapterError, StoreError
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
+from hybridqa.retrieval.lexical import AskedWords, question_words, stem
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Passage, Route, Usage
 
 log = logging.getLogger(__name__)
 ROUTING_PASSAGES = 32  # evidence for a module comes from at least so many passages, whatever the prompt holds
@@ -71,7 +72,9 @@ class Answerer:
         passages: int,
         max_answer_tokens: int,
         max_rank: int,
+        abstain_below: float,
     ) -> None:
+        """`abstain_below` is the evidence that some document must have for an answer to be tried."""
         self._catalog = catalog
         self._seeker = seeker
         self._router = router
@@ -82,6 +85,7 @@ class Answerer:
         self._passages = passages
         self._sampling = Sampling(max_tokens=max_answer_tokens, stop=prompts.stop)
         self._max_rank = max_rank
+        self._abstain_below = abstain_below
 
     def check(self, question: str, options: AskOptions) -> None:
         """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
@@ -127,7 +131,8 @@ class Answerer:
             max_rank=room,
             filter=filter,
         )
-        route = companions.join(self._usable(replace(route, reason="; ".join((*sought.notes, route.reason)))))
+        route = self._certain(replace(route, reason="; ".join((*sought.notes, route.reason))))
+        route = companions.join(self._usable(route))
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
         route, adapter = self._stack(route)
@@ -138,6 +143,15 @@ class Answerer:
         prompt = self._prompts.build(question, history, route.passages, max_answer_tokens=self._sampling.max_tokens)
         timings["prompt"] = time.perf_counter() - started
         return Plan(question, collection, mode, route, prompt, adapter, timings)
+
+    def _certain(self, route: Route) -> Route:
+        """The route, with nothing to answer from where no document has enough evidence."""
+        doc_id, strongest = next(iter(route.evidence.items()), ("", 0.0))
+        if route.mode is Mode.CLOSED or strongest >= self._abstain_below:
+            return route
+        why = f"no document has evidence of {self._abstain_below:.2f}"
+        why += f": the nearest, {doc_id!r}, has {strongest:.2f}" if doc_id else ""
+        return replace(route, passages=(), modules=(), reason=f"{route.reason}; nothing to answer from: {why}")
 
     def _usable(self, route: Route) -> Route:
         """The route less modules that turn out unusable: before the others get their shares."""
@@ -246,6 +260,8 @@ class Answerer:
             Mode.CLOSED: "anything",
         }[plan.mode]
         missing = f"{sought} in collection {plan.collection!r} about {plan.question.strip()!r}"
+        if unfound := not_found(plan.question, [scored.passage for scored in plan.route.found]):
+            missing += f"; nothing that was found has {', '.join(repr(word) for word in unfound)}"
         return Answer(
             text=f"I don't know: I found no {sought.removeprefix('a ')} that this question is about.",
             mode=plan.mode,
@@ -255,6 +271,13 @@ class Answerer:
             route_reason=plan.route.reason,
             route=plan.route,
         )
+
+
+def not_found(question: str, passages: Sequence[Passage]) -> list[str]:
+    """Those of the question's words that no passage has in title, heading or text."""
+    asked = AskedWords(question)
+    had = asked.among("\n".join(f"{one.title}\n{one.heading}\n{one.text}" for one in passages))
+    return [word for word in question_words(question) if stem(word) in asked.stems - had]
 
 
 def _is_empty(route: Route) -> bool:

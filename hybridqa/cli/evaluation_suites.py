@@ -1,4 +1,4 @@
-"""`eval retrieval` and `eval routing`: what is measured of what comes before an answer.
+"""`eval retrieval`, `eval routing` and `eval abstention`: what is measured of finding, and of not finding.
 
 Knows nothing about how anything is measured. Invariant: every option is checked before a model is loaded, and the
 report on standard output is the one that `--output` keeps.
@@ -104,6 +104,43 @@ def routing(
     rows += [(f"stranger plugged in, {kind}", cell(value)) for kind, value in report["stranger_plugged_in"].items()]
     rows += [(name.replace("_", " "), cell(report["calibration"][name])) for name in _CALIBRATED]
     output.table((f"at evidence {report['threshold']}", "share"), rows)
+
+
+@command
+def abstention(
+    context: typer.Context,
+    docs: Docs,
+    questions: Questions,
+    most: Annotated[int, typer.Option("--most", help="At most so many questions of each kind; 0: all.")] = 150,
+    seed: Seed = None,
+    work: Work = None,
+    report_file: Output = None,
+    plot: Plot = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer questions with and without an answer, and see which of them hybridqa is sure about."""
+    from hybridqa.evaluation.abstention import make_plan, run_abstention
+    from hybridqa.evaluation.plots import draw_risk_coverage
+
+    settings = _settings(context, report_file, plot)
+    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed)
+    report = _run(work, lambda folder, tell: run_abstention(plan, folder, tell))
+    _keep(report, report_file, draw_risk_coverage if plot else None)
+    if as_json:
+        output.say_json(report)
+        return
+    from hybridqa.evaluation.report import cell
+
+    for kind, found in report["answered"].items():
+        count = report["data"]["questions"][kind]
+        output.say(f"{count} questions, {kind}: right {cell(found['right'])}, withheld {cell(found['withheld'])}")
+    output.table(
+        ("sure by", "area under risk and coverage", "below cosine", "tells what has an answer"),
+        (
+            [name, *(cell(way[part]) for part in ("area_under_risk_coverage", "below_plain", "tells_answerable"))]
+            for name, way in report["ways"].items()
+        ),
+    )
 
 
 _ROUTED = ("right_document_first", "right_document_first_of_one", "right_plugged_in", "wrong_plugged_in")

@@ -42,6 +42,7 @@ class EvalQuestion:
     unanswerable: bool = False  # its documents do not hold an answer; `answers` may then be empty
     history: tuple[Message, ...] = ()  # earlier turns of its conversation, oldest first
     meta: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()  # of a multiple-choice question; `answers` holds the right one
 
 
 def read_documents(path: Path) -> list[EvalDocument]:
@@ -144,6 +145,11 @@ class _Line:
             raise self.wrong(name, "a list of turns with 'role' and 'text'")
         return tuple(Message(turn["role"], turn["text"]) for turn in value)
 
+    def options(self, name: str) -> tuple[str, ...]:
+        value = self._data.get(name)
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return tuple(value) if good and value else ()
+
     def flag(self, name: str) -> bool:
         value = self._data.get(name, False)
         if not isinstance(value, bool):
@@ -169,6 +175,7 @@ def _question(line: _Line, known: Collection[str] | None) -> EvalQuestion:
         unanswerable=unanswerable,
         history=line.turns("history"),
         meta=line.mapping("meta"),
+        options=line.options("options"),
     )
     missing = [doc_id for doc_id in question.doc_ids if known is not None and doc_id not in known]
     if missing and not unanswerable:  # which is asked of nothing

@@ -1,4 +1,4 @@
-"""Draws what a suite measured: recall by k, reliability. Knows nothing about how it was measured.
+"""Draws what a suite measured: recall by k, reliability, risk and coverage. Knows nothing about how it was measured.
 
 Invariant: what is drawn is in the report; a picture adds nothing to it.
 """
@@ -68,6 +68,23 @@ def draw_reliability(report: Mapping[str, Any], path: Path) -> None:
 
     error = report["calibration"]["expected_calibration_error"].mean
     _save(draw, f"{report['documents']['file']}: expected calibration error {error:.3f}", path)
+
+
+def draw_risk_coverage(report: Mapping[str, Any], path: Path) -> None:
+    """The share of answers that are wrong as fewer and fewer are given, the surest first, as a PNG."""
+
+    def draw(axes: Axes) -> None:
+        for (name, way), colour in zip(report["ways"].items(), _COLOURS, strict=False):
+            area = way["area_under_risk_coverage"].mean
+            axes.plot(way["curve"]["coverage"], way["curve"]["risk"], label=f"{name} ({area:.3f})", color=colour)
+        axes.set_xlabel("coverage: share of questions answered")
+        axes.set_ylabel("risk: share of answers wrong")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.legend(loc="lower right", title="area under the curve", fontsize=8)
+
+    count = sum(report["data"]["questions"].values())
+    _save(draw, f"{report['documents']['file']}: {count} questions, {report['model']['name']}", path)
 
 
 def _save(draw: Any, title: str, path: Path) -> None:

@@ -78,15 +78,10 @@ def make_plan(
     docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, far: Path | None = None
 ) -> RoutingPlan:
     """At most `most` questions of each kind (0: all); `far` holds questions of another collection."""
-    documents = first_versions(read_documents(docs))
-    usable = [q for q in read_questions(questions, read_documents(docs)) if q.doc_ids and not q.unanswerable]
-    shuffled = sorted(document.doc_id for document in documents)
-    random.Random(seed).shuffle(shuffled)
-    out = set(shuffled[: len(shuffled) // LEFT_OUT])
-    there = {document.doc_id for document in documents} - out
+    documents, on, near, out = left_out_plan(docs, questions, seed)
     kinds = {
-        ON: [q for q in usable if there.issuperset(q.doc_ids)],
-        NEAR: [q for q in usable if out.issuperset(q.doc_ids)],
+        ON: on,
+        NEAR: near,
         FAR: [] if far is None else [q for q in read_questions(far) if not q.unanswerable],
     }
     if not kinds[ON]:
@@ -97,12 +92,30 @@ def make_plan(
     return RoutingPlan(
         docs,
         questions,
-        [document for document in documents if document.doc_id in there],
+        documents,
         [(kind, q) for kind, qs in kinds.items() for q in draw(qs, most, seed)],
-        len(out),
+        out,
         settings.module_threshold,
         seed,
         {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}},
+    )
+
+
+def left_out_plan(
+    docs: Path, questions: Path, seed: int
+) -> tuple[list[EvalDocument], list[EvalQuestion], list[EvalQuestion], int]:
+    """Three quarters of the documents, the questions about them and about the others, and how many those are."""
+    documents = first_versions(read_documents(docs))
+    usable = [q for q in read_questions(questions, read_documents(docs)) if q.doc_ids and not q.unanswerable]
+    shuffled = sorted(document.doc_id for document in documents)
+    random.Random(seed).shuffle(shuffled)
+    out = set(shuffled[: len(shuffled) // LEFT_OUT])
+    there = {document.doc_id for document in documents} - out
+    return (
+        [document for document in documents if document.doc_id in there],
+        [q for q in usable if there.issuperset(q.doc_ids)],
+        [q for q in usable if out.issuperset(q.doc_ids)],
+        len(out),
     )
 
 
