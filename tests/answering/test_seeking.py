@@ -80,3 +80,22 @@ def test_an_answer_tells_its_route(store: HybridQA, tmp_path: Path) -> None:
     assert len(answer.passages) == 1 and len(answer.route.found) == 3
     assert next(iter(answer.route.evidence)) == answer.route.found[0].passage.doc_id
     assert answer.route_reason.startswith("searched with the question before it; 2 passages reranked; 1 passage of")
+
+
+def test_too_little_evidence_withholds_an_answer_and_says_what_was_looked_for(
+    tmp_path: Path, tiny_model: ModelFolder
+) -> None:
+    settings: dict[str, Any] = {"model": str(tiny_model.path), "engine": "reference", "dtype": "float32"}
+    with HybridQA.open(tmp_path / "store", create=True, max_model_len=512, abstain_below=0.3, **settings) as qa:
+        for doc_id, text in TEXTS.items():
+            qa.add_text(doc_id, text)
+        stranger = qa.ask("Which enzyme unwinds the helix in a yeast cell?")
+        known = qa.ask("Who founded the Veldmoor museum?")
+        closed = qa.ask("Which enzyme unwinds the helix in a yeast cell?", mode="closed")
+    assert stranger.abstained and stranger.usage.total_tokens == 0
+    assert (
+        stranger.missing is not None and "nothing that was found has 'enzyme', 'unwinds', 'helix'" in stranger.missing
+    )
+    assert "no document has evidence of 0.30: the nearest, " in stranger.route_reason
+    assert stranger.route is not None and len(stranger.route.found) == 3
+    assert known.usage.completion_tokens > 0 and closed.usage.completion_tokens > 0
