@@ -87,9 +87,8 @@ class Searcher:
         passages = [known[place] for place in near if place in known and known[place].collection == collection]
         totals = [0.0] * len(passages)
         for look in reversed(looks):  # the question's own comes last, and stays
-            look.dense |= self._dense.cosines(
-                look.vector_D, [one.passage_id for one in passages if one.passage_id not in look.dense], collection
-            )
+            others = [one.passage_id for one in passages if one.passage_id not in look.dense]
+            look.dense |= self._dense.cosines(look.vector_D, others, collection, embedder=self._embedder.fingerprint)
             found = evidence_of(passages, look)
             for place, score in enumerate(self._weights.scores(found)):
                 totals[place] += look.query.weight * score
