@@ -78,9 +78,9 @@ def test_what_nothing_can_be_compared_with_is_refused(wrong: dict[str, Any], mes
 
 
 def test_a_question_takes_a_filter_and_nothing_else() -> None:
-    check_values("Who?", filter=Filter(("a",)))
+    check_values("Who?", {"filter": Filter(("a",))})
     with pytest.raises(QuestionError, match="filter='a'"):
-        check_values("Who?", filter="a")  # type: ignore[arg-type]
+        check_values("Who?", {"filter": "a"})  # type: ignore[typeddict-item]
 
 
 def test_an_empty_filter_lets_everything_pass(catalog: Catalog) -> None:

@@ -187,11 +187,12 @@ def test_bad_questions_and_documents_are_refused_and_the_store_goes_on(open_stor
     for question in ("", "  \n", "why " * 4000):
         with pytest.raises(QuestionError):
             qa.ask(question)
-    with pytest.raises(QuestionError, match="k=0"):
-        qa.ask("Who?", k=0)
+    for name, bad in (("k", 0), ("k", "4"), ("modules", -1), ("rerank", -1), ("plugins", "house-style")):
+        with pytest.raises(QuestionError, match=f"{name}={bad!r}"):
+            qa.ask("Who?", **{name: bad})  # type: ignore[misc]
     with pytest.raises(CollectionNotFoundError, match="nowhere"):
         qa.ask("Who?", collection="nowhere")
-    with pytest.raises(ValueError, match="sideways"):
+    with pytest.raises(QuestionError, match="sideways"):
         qa.ask("Who?", mode="sideways")
     misspelt: Any = {"colection": "works"}  # answered from "default", it would show a tenant another's documents
     for ask in (qa.ask, qa.stream, qa.astream, lambda question, **options: asyncio.run(qa.aask(question, **options))):
