@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from hybridqa.errors import InputError
-from hybridqa.evaluation.datasets import EvalDocument, EvalQuestion, cluster_of, read_documents, read_questions, sample
+from hybridqa.evaluation.datasets import (
+    EvalDocument,
+    EvalQuestion,
+    cluster_of,
+    draw,
+    first_versions,
+    read_documents,
+    read_questions,
+    sample,
+    version_of,
+)
+from hybridqa.types import Message
 
 QUESTION = {"qid": "q", "question": "Who?", "answers": ["Ann"], "doc_ids": ["a"]}
 
@@ -102,3 +113,36 @@ def test_a_sample_is_the_same_again_and_bounded() -> None:
     assert sample(alone, 4, seed=1) == [question for question in chosen if question.doc_ids == ("b",)]
     with pytest.raises(InputError):
         sample(questions, -1, seed=0)
+
+
+def test_what_a_question_may_have_comes_through(tmp_path: Path) -> None:
+    turns = [{"role": "user", "text": "Who?"}, {"role": "assistant", "text": "Ann."}]
+    line = {**QUESTION, "history": turns, "meta": {"kind": "follow-up"}, "options": ["Ann", "Bo"]}
+    [question] = read_questions(write(tmp_path / "q", [line]))
+    assert question.history == (Message("user", "Who?"), Message("assistant", "Ann."))
+    assert question.meta == {"kind": "follow-up"} and question.options == ("Ann", "Bo")
+    [document] = read_documents(write(tmp_path / "d", [{"doc_id": "a", "text": "x", "meta": {"date": "2031-03-08"}}]))
+    assert document.meta == {"date": "2031-03-08"}
+
+
+@pytest.mark.parametrize("history", ["Who?", [{"role": "user"}], [{"role": "user", "text": 3}], ["Who?"]])
+def test_turns_that_are_none_are_named(history: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"field 'history' .* expected a list of turns with 'role' and 'text'"):
+        read_questions(write(tmp_path / "q", [{**QUESTION, "history": history}]))
+
+
+def test_of_several_versions_the_first_that_is_there_is_kept() -> None:
+    names = ["a@v2", "a@v1", "b", "c@v3", "c@v2", "d@vx"]
+    kept = first_versions([EvalDocument(name, "", "x") for name in names])
+    assert [document.doc_id for document in kept] == ["a@v1", "b", "c@v2", "d@vx"]
+    assert [version_of(name) for name in ("a@v12", "a", "@v1")] == [("a", 12), ("a", 1), ("", 1)]
+
+
+def test_a_draw_keeps_the_order_and_hangs_on_the_seed() -> None:
+    numbers = list(range(100))
+    drawn = draw(numbers, 10, 3)
+    assert drawn == sorted(drawn) and len(set(drawn)) == 10
+    assert drawn == draw(numbers, 10, 3) != draw(numbers, 10, 4)
+    assert draw(numbers, 0, 3) == numbers == draw(numbers, 100, 3)
+    with pytest.raises(InputError, match="-1 questions"):
+        draw(numbers, -1, 3)
