@@ -11,32 +11,29 @@ alike, gives the weights. Each set is also judged with weights that were fitted 
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fusion_weights import SETS
+from fusion_weights import asked_for, tell
 from scipy.optimize import minimize
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
-from hybridqa.cli.output import plain
 from hybridqa.config import Settings
 from hybridqa.evaluation.calibration import area_under_roc, brier, expected_calibration_error
 from hybridqa.evaluation.datasets import EvalQuestion
 from hybridqa.evaluation.retrieval import make_plan
 from hybridqa.evaluation.statistics import statistic_interval
 from hybridqa.evaluation.stores import store_of
-from hybridqa.files import atomic_write_text
 from hybridqa.pipeline import HybridQA
 from hybridqa.provenance import commit, hardware
-from hybridqa.retrieval.fusion import FusionWeights, fused
-from hybridqa.routing.evidence import document_evidence, signals
+from hybridqa.retrieval.fusion import FusionWeights, best_first
+from hybridqa.routing.evidence import DocumentEvidence
 from hybridqa.training.facts import find_facts
 from hybridqa.training.pairs import natural_pair, sketched_pair
 from hybridqa.types import DEFAULT_COLLECTION, ScoredPassage
@@ -54,14 +51,7 @@ Rows = tuple[Floats, Floats, list[int], list[str]]  # signals (N, 4), right (N,)
 
 def main() -> None:
     """Fits and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", nargs="*", default=SETS)
-    parser.add_argument("--most", type=int, default=300, help="questions of each set")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="folder to keep the sets' stores in")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = asked_for(__doc__, most=300)
     begun = time.perf_counter()
     plans = {
         name: make_plan(
@@ -105,10 +95,7 @@ def main() -> None:
         }
         for kind in ("others", "adapted", "made alone")
     }
-    text = json.dumps(plain(result), indent=1) + "\n"
-    if options.output is not None:
-        atomic_write_text(options.output, text)
-    sys.stdout.write(text)
+    tell(result, options.output)
 
 
 def made_questions(store: HybridQA, seed: int) -> list[EvalQuestion]:
@@ -138,8 +125,9 @@ def rows_of(store: HybridQA, questions: list[tuple[str, EvalQuestion]]) -> Rows:
         gold = set(question.doc_ids) if kind == "on" else set()
         views = [(kind, found, gold)] + ([("removed", without(found, gold), set())] if gold else [])
         for view, passages, own in views:
-            for doc_id in list(document_evidence(passages))[:STRONGEST]:
-                known = signals(passages, (doc_id,))
+            evidence = DocumentEvidence(passages)
+            for doc_id in list(evidence.of_each())[:STRONGEST]:
+                known = evidence.signals((doc_id,))
                 assert known is not None
                 signals_N_4.append((1.0, *known))
                 right.append(float(doc_id in own))
@@ -150,7 +138,10 @@ def rows_of(store: HybridQA, questions: list[tuple[str, EvalQuestion]]) -> Rows:
 
 def without(found: list[ScoredPassage], doc_ids: set[str]) -> list[ScoredPassage]:
     """What search would have found without these documents, as far as it looked."""
-    return fused((scored for scored in found if scored.passage.doc_id not in doc_ids), FusionWeights())
+    left = [scored for scored in found if scored.passage.doc_id not in doc_ids]
+    return best_first(
+        replace(scored, score=score) for scored, score in zip(left, FusionWeights().scores(left), strict=True)
+    )
 
 
 def fit(parts: list[tuple[Rows, float]]) -> Floats:

@@ -74,14 +74,7 @@ class Set:
 
 def main() -> None:
     """Fits and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", nargs="*", default=SETS)
-    parser.add_argument("--most", type=int, default=400, help="questions of each set")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="folder to keep the sets' stores in")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = asked_for(__doc__, most=400)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = {name: candidates(options, name, (options.work or Path(folder)) / name) for name in options.sets}
@@ -96,9 +89,26 @@ def main() -> None:
         "sets": {name: judged(found, name, weights, options.seed) for name in found},
         "seconds": round(time.perf_counter() - begun, 1),
     }
+    tell(result, options.output)
+
+
+def asked_for(about: str | None, *, most: int) -> argparse.Namespace:
+    """The options of a fit over several sets; `most` questions of each by default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--most", type=int, default=most, help="questions of each set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="folder to keep the sets' stores in")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def tell(result: dict[str, Any], path: Path | None) -> None:
+    """Prints a result, and keeps it where that is wanted."""
     text = json.dumps(plain(result), indent=1) + "\n"
-    if options.output is not None:
-        atomic_write_text(options.output, text)
+    if path is not None:
+        atomic_write_text(path, text)
     sys.stdout.write(text)
 
 

@@ -45,13 +45,14 @@ class FullTextTable:
                 return []
             query = f"SELECT rowid, -rank FROM {table} WHERE {table} MATCH ? AND rank MATCH 'bm25({COLUMN_WEIGHTS})'"
             try:
-                with passing_documents(connection, collection_id, chosen or Filter()) as (sql, values):
-                    if chosen is not None and not chosen.is_open:
+                if chosen is None or chosen.is_open:
+                    found = connection.execute(f"{query} ORDER BY rank LIMIT ?", (match_query, k)).fetchall()
+                else:
+                    with passing_documents(connection, collection_id, chosen) as (sql, values):
                         # asked of each passage that matches; the documents that pass are listed once
                         query += f" AND (SELECT document_id FROM passages WHERE passage_id = {table}.rowid) IN ({sql})"
-                    else:
-                        values = ()
-                    found = connection.execute(f"{query} ORDER BY rank LIMIT ?", (match_query, *values, k)).fetchall()
+                        parameters = (match_query, *values, k)
+                        found = connection.execute(f"{query} ORDER BY rank LIMIT ?", parameters).fetchall()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
                     raise

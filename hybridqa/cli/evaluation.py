@@ -6,7 +6,6 @@ standard output is the one that `--output` keeps.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import typer
 
 from hybridqa.cli import evaluation_suites, output
 from hybridqa.cli.context import AsJson, command, options, quieten
+from hybridqa.cli.measuring import check_files, keep_report
 from hybridqa.cli.progress_lines import StageLine
 from hybridqa.errors import ConfigError
 
@@ -91,7 +91,6 @@ def grid(
     from hybridqa.evaluation.grid import run_grid
     from hybridqa.evaluation.options import GridOptions, make_plan
     from hybridqa.evaluation.report import make_report
-    from hybridqa.files import atomic_write_text
 
     given = options(context)
     wanted = GridOptions(
@@ -112,18 +111,13 @@ def grid(
         seed=seed,
     )
     plan = make_plan(wanted, Settings.load(given.store, name=given.name))
-    if report_file is not None and (report_file.is_dir() or not report_file.absolute().parent.is_dir()):
-        raise ConfigError(f"--output is {str(report_file)!r}; expected a file in a folder that is there.")
-    if work is not None and work.exists() and not work.is_dir():
-        raise ConfigError(f"--work is {str(work)!r}, which is no folder; expected a folder, there or to be made.")
+    check_files(report_file, work)
     folder = work or Path(tempfile.mkdtemp(prefix="hybridqa-grid-"))
     output.note(_scale(plan), style="dim")
     output.note(f"working in {folder}; --work {folder} goes on from there", style="dim")
     with output.progress() as bar:
         report = make_report(run_grid(plan, folder, StageLine(bar).show))
-    if report_file is not None:
-        text = json.dumps(output.plain(report), indent=1, ensure_ascii=False, allow_nan=False)
-        atomic_write_text(report_file, text + "\n")
+    keep_report(report, report_file)
     if as_json:
         output.say_json(report)
     else:

@@ -6,9 +6,9 @@ report on standard output is the one that `--output` keeps.
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +16,14 @@ import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import AsJson, command, options, quieten
+from hybridqa.cli.measuring import Draw, check_files, keep_report
 from hybridqa.cli.progress_lines import StageLine
 from hybridqa.errors import ConfigError
 
 if TYPE_CHECKING:
     from hybridqa.config import Settings
 
+Measure = Callable[[Path, Callable[[str, int, int], None]], dict[str, Any]]  # from a folder and what hears of stages
 Docs = Annotated[Path, typer.Option("--docs", help="Documents as JSON lines: doc_id, title, text.")]
 Questions = Annotated[
     Path, typer.Option("--questions", help="Questions as JSON lines: qid, question, answers, doc_ids.")
@@ -54,10 +56,10 @@ def retrieval(
     from hybridqa.evaluation.plots import draw_recall
     from hybridqa.evaluation.retrieval import make_plan, run_retrieval
 
-    settings = _settings(context, report_file, plot)
+    settings = _settings(context, report_file, work, plot)
     plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed, rerank=rerank)
-    report = _run(work, lambda folder, tell: run_retrieval(plan, folder, tell))
-    _keep(report, report_file, draw_recall if plot else None)
+    draw = draw_recall if plot else None
+    report = _measured(work, report_file, draw, lambda folder, tell: run_retrieval(plan, folder, tell))
     if as_json:
         output.say_json(report)
         return
@@ -90,10 +92,10 @@ def routing(
     from hybridqa.evaluation.plots import draw_reliability
     from hybridqa.evaluation.routing import make_plan, run_routing
 
-    settings = _settings(context, report_file, plot)
+    settings = _settings(context, report_file, work, plot)
     plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed, far=far)
-    report = _run(work, lambda folder, tell: run_routing(plan, folder, tell))
-    _keep(report, report_file, draw_reliability if plot else None)
+    draw = draw_reliability if plot else None
+    report = _measured(work, report_file, draw, lambda folder, tell: run_routing(plan, folder, tell))
     if as_json:
         output.say_json(report)
         return
@@ -122,10 +124,10 @@ def abstention(
     from hybridqa.evaluation.abstention import make_plan, run_abstention
     from hybridqa.evaluation.plots import draw_risk_coverage
 
-    settings = _settings(context, report_file, plot)
+    settings = _settings(context, report_file, work, plot)
     plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed)
-    report = _run(work, lambda folder, tell: run_abstention(plan, folder, tell))
-    _keep(report, report_file, draw_risk_coverage if plot else None)
+    draw = draw_risk_coverage if plot else None
+    report = _measured(work, report_file, draw, lambda folder, tell: run_abstention(plan, folder, tell))
     if as_json:
         output.say_json(report)
         return
@@ -147,15 +149,14 @@ _ROUTED = ("right_document_first", "right_document_first_of_one", "right_plugged
 _CALIBRATED = ("expected_calibration_error", "brier", "area_under_roc")
 
 
-def _settings(context: typer.Context, report_file: Path | None, plot: bool) -> Settings:
+def _settings(context: typer.Context, report_file: Path | None, work: Path | None, plot: bool) -> Settings:
     """The store's settings, once what can be checked without a model is in order."""
     from hybridqa.config import Settings
     from hybridqa.evaluation.plots import check_plots
 
     given = options(context)
     quieten(given.debug)
-    if report_file is not None and (report_file.is_dir() or not report_file.absolute().parent.is_dir()):
-        raise ConfigError(f"--output is {str(report_file)!r}; expected a file in a folder that is there.")
+    check_files(report_file, work)
     if plot:
         if report_file is None:
             raise ConfigError("--plot was given without --output; expected both: the picture is put beside the report.")
@@ -163,24 +164,10 @@ def _settings(context: typer.Context, report_file: Path | None, plot: bool) -> S
     return Settings.load(given.store, name=given.name)
 
 
-def _run(
-    work: Path | None, measure: Callable[[Path, Callable[[str, int, int], None]], dict[str, Any]]
-) -> dict[str, Any]:
-    if work is not None and work.exists() and not work.is_dir():
-        raise ConfigError(f"--work is {str(work)!r}, which is no folder; expected a folder, there or to be made.")
-    with output.progress() as bar:
-        line = StageLine(bar)
-        if work is not None:
-            return measure(work, line.show)
-        with tempfile.TemporaryDirectory(prefix="hybridqa-eval-") as folder:
-            return measure(Path(folder), line.show)
-
-
-def _keep(report: dict[str, Any], path: Path | None, draw: Callable[[Mapping[str, Any], Path], None] | None) -> None:
-    from hybridqa.files import atomic_write_text
-
-    if path is None:
-        return
-    atomic_write_text(path, json.dumps(output.plain(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    if draw is not None:
-        draw(report, path.with_suffix(".png"))
+def _measured(work: Path | None, report_file: Path | None, draw: Draw | None, measure: Measure) -> dict[str, Any]:
+    """The report of a suite, kept and drawn where that is wanted."""
+    with output.progress() as bar, ExitStack() as folders:
+        folder = work or Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="hybridqa-eval-")))
+        report = measure(folder, StageLine(bar).show)
+    keep_report(report, report_file, draw)
+    return report

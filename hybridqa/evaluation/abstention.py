@@ -23,7 +23,7 @@ from hybridqa.evaluation.metrics import contains, token_f1
 from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.routing import left_out_plan
 from hybridqa.evaluation.statistics import Interval, mean_interval, statistic_interval
-from hybridqa.evaluation.stores import Tell, store_of
+from hybridqa.evaluation.stores import Tell, own_settings, store_of
 from hybridqa.pipeline import HybridQA
 from hybridqa.types import Answer
 
@@ -72,7 +72,7 @@ def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 15
         documents,
         [(kind, question) for kind, found in kinds.items() for question in draw(found, most, seed)],
         seed,
-        {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}},
+        own_settings(settings),
     )
 
 

@@ -25,6 +25,7 @@ from hybridqa.evaluation.modules import GridModule, GridModules, Tell
 from hybridqa.evaluation.options import Plan
 from hybridqa.evaluation.planner import Found, Planner, Shares
 from hybridqa.evaluation.stacks import GridStacks
+from hybridqa.evaluation.stores import fill
 from hybridqa.files import sha256_file
 from hybridqa.pipeline import HybridQA
 from hybridqa.routing.shares import shares_of
@@ -152,9 +153,7 @@ class _Grid:
         return result
 
     def _add_documents(self, store: HybridQA) -> None:
-        for place, document in enumerate(self._plan.documents):
-            self._tell("add documents", place, len(self._plan.documents))
-            store.add_text(document.doc_id, document.text, title=document.title)
+        fill(store, self._plan.documents, self._tell)
 
     def _put_into_service(self, store: HybridQA, modules: dict[tuple[str, str], GridModule]) -> None:
         """Rows in the catalog for the router to find, of the main objective's modules, whatever their gate said."""

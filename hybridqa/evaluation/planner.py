@@ -24,7 +24,7 @@ from hybridqa.evaluation.modules import GridModule
 from hybridqa.evaluation.stacks import GridStacks
 from hybridqa.modules.adapter import LoraAdapter
 from hybridqa.pipeline import HybridQA
-from hybridqa.routing.evidence import document_evidence
+from hybridqa.routing.evidence import DocumentEvidence
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import scaled, shares_of
 from hybridqa.types import DEFAULT_COLLECTION, Mode, ScoredPassage, Weight
@@ -87,7 +87,7 @@ class Planner:
         )
         route = self._router.route(found, Mode.HYBRID, DEFAULT_COLLECTION, k=most)
         routed = [doc_id for choice in route.modules for doc_id in choice.module.documents]
-        return Found(route.passages, tuple(routed), document_evidence(found))
+        return Found(route.passages, tuple(routed), DocumentEvidence(found).of_each())
 
     def check(self, arms: Sequence[Arm], questions: Sequence[EvalQuestion]) -> None:
         """Raises `InputError` for a question that an arm cannot ask: it would end the grid after all training."""

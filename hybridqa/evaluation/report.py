@@ -7,24 +7,21 @@ are few, and two arms are compared on the same questions only.
 from __future__ import annotations
 
 import math
-import re
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hybridqa.evaluation.arms import comparisons
 from hybridqa.evaluation.datasets import cluster_of
 from hybridqa.evaluation.grid import ArmAnswers, GridResult
 from hybridqa.evaluation.metrics import METRICS
+from hybridqa.evaluation.provenance import command_line, without_folders
 from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference, ratio_interval, widened
 from hybridqa.files import sha256_file
 from hybridqa.provenance import commit, hardware
 
 LOGPROB = "answer_logprob"
 MEASURES = (*METRICS, LOGPROB)
-_FOLDERS = re.compile(r"(?<![^\s=])/(?:[^\s/]+/)+")  # what stands before the last name of an absolute path
 Scores = dict[str, list[float]]  # by measure, in the order of the questions
 
 
@@ -56,9 +53,8 @@ def make_report(result: GridResult) -> dict[str, Any]:
 
 def _provenance(result: GridResult) -> dict[str, Any]:
     plan, options = result.plan, result.plan.options
-    program = Path(sys.argv[0]).name
     return {
-        "command": " ".join(["hybridqa" if program in ("__main__.py", "-c") else program, *sys.argv[1:]]),
+        "command": command_line(),
         "commit": commit(),
         "hardware": hardware(),
         "model": result.model,
@@ -85,17 +81,6 @@ def _provenance(result: GridResult) -> dict[str, Any]:
         },
         "work": result.work,
     }
-
-
-def without_folders(found: Any) -> Any:
-    """The same without the folders of absolute paths, whole or as words of a text: a report may be shown to anybody."""
-    if isinstance(found, dict):
-        return {name: without_folders(value) for name, value in found.items()}
-    if isinstance(found, Path):
-        return found.name if found.is_absolute() else str(found)
-    if isinstance(found, str):
-        return _FOLDERS.sub("", found)
-    return found
 
 
 def _scores(result: GridResult, answers: ArmAnswers) -> Scores:

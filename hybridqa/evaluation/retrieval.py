@@ -28,7 +28,7 @@ from hybridqa.evaluation.datasets import (
 )
 from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference
-from hybridqa.evaluation.stores import Tell, store_of
+from hybridqa.evaluation.stores import Tell, own_settings, store_of
 from hybridqa.pipeline import HybridQA
 from hybridqa.retrieval.followup import leans
 from hybridqa.retrieval.fusion import reciprocal_rank_fusion
@@ -70,9 +70,10 @@ def make_plan(
     docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, rerank: int = 0
 ) -> RetrievalPlan:
     """At most `most` answerable questions (0: all), over all documents. Raises `InputError`."""
-    documents = first_versions(read_documents(docs))
+    versions = read_documents(docs)
+    documents = first_versions(versions)
     known = {document.doc_id for document in documents}
-    every = read_questions(questions, read_documents(docs))
+    every = read_questions(questions, versions)
     usable = [q for q in every if q.doc_ids and not q.unanswerable and known.issuperset(q.doc_ids)]
     if not usable:
         raise InputError(
@@ -86,7 +87,7 @@ def make_plan(
             bool(q.doc_ids) and not q.unanswerable and not known.issuperset(q.doc_ids) for q in every
         ),
     }
-    own = {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}}
+    own = own_settings(settings)
     return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own, rerank)
 
 

@@ -38,9 +38,9 @@ from hybridqa.evaluation.datasets import (
 )
 from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.statistics import Interval, mean_interval, statistic_interval
-from hybridqa.evaluation.stores import Tell, store_of
+from hybridqa.evaluation.stores import Tell, own_settings, store_of
 from hybridqa.pipeline import HybridQA
-from hybridqa.routing.evidence import document_evidence
+from hybridqa.routing.evidence import DocumentEvidence
 from hybridqa.types import DEFAULT_COLLECTION
 
 LEFT_OUT = 4  # one document of so many
@@ -97,7 +97,7 @@ def make_plan(
         out,
         settings.module_threshold,
         seed,
-        {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}},
+        own_settings(settings),
     )
 
 
@@ -105,8 +105,9 @@ def left_out_plan(
     docs: Path, questions: Path, seed: int
 ) -> tuple[list[EvalDocument], list[EvalQuestion], list[EvalQuestion], int]:
     """Three quarters of the documents, the questions about them and about the others, and how many those are."""
-    documents = first_versions(read_documents(docs))
-    usable = [q for q in read_questions(questions, read_documents(docs)) if q.doc_ids and not q.unanswerable]
+    versions = read_documents(docs)
+    documents = first_versions(versions)
+    usable = [q for q in read_questions(questions, versions) if q.doc_ids and not q.unanswerable]
     shuffled = sorted(document.doc_id for document in documents)
     random.Random(seed).shuffle(shuffled)
     out = set(shuffled[: len(shuffled) // LEFT_OUT])
@@ -146,7 +147,7 @@ def _routed(store: HybridQA, kind: str, question: EvalQuestion) -> Routed:
         question.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION, history=question.history
     )
     begun = time.perf_counter()
-    evidence = document_evidence(sought.passages)
+    evidence = DocumentEvidence(sought.passages).of_each()
     seconds = time.perf_counter() - begun
     best = next(iter(evidence), None)
     return Routed(

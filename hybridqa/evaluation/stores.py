@@ -6,6 +6,8 @@ add it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hybridqa.config import Settings
 from hybridqa.errors import StoreError
 from hybridqa.evaluation.datasets import EvalDocument
 from hybridqa.pipeline import HybridQA
 
+MADE_BY = ("embedder", "passage_tokens")  # settings that decide what passages and vectors are: others, another store
 Tell = Callable[[str, int, int], None]  # stage, step, steps in all
 
 
@@ -24,14 +28,21 @@ Tell = Callable[[str, int, int], None]  # stage, step, steps in all
 def store_of(documents: Sequence[EvalDocument], work: Path, tell: Tell, **settings: Any) -> Iterator[HybridQA]:
     """An open store of the documents in a work folder, which is made. Raises `StoreError` where another run is."""
     work.mkdir(parents=True, exist_ok=True)
+    made_by = json.dumps([settings.get(name) for name in MADE_BY], default=str)
+    folder = work / f"store-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
     try:
-        with FileLock(work / ".eval.lock", timeout=0), HybridQA.open(work / "store", create=True, **settings) as store:
+        with FileLock(work / ".eval.lock", timeout=0), HybridQA.open(folder, create=True, **settings) as store:
             fill(store, documents, tell)
             yield store
     except Timeout as error:
         raise StoreError(
             f"another run is at work in {str(work)!r}; expected to be alone there. Wait for it, or give another --work."
         ) from error
+
+
+def own_settings(settings: Settings) -> dict[str, Any]:
+    """What a user has set, as far as it is to hold in a store of an evaluation's own."""
+    return {name: getattr(settings, name) for name in settings.model_fields_set - {"store", "name"}}
 
 
 def fill(store: HybridQA, documents: Sequence[EvalDocument], tell: Tell) -> None:
@@ -41,6 +52,6 @@ def fill(store: HybridQA, documents: Sequence[EvalDocument], tell: Tell) -> None
         if known.doc_id not in wanted:
             store.remove(known.doc_id)
     for place, document in enumerate(documents):
-        tell("adding documents", place, len(documents))
+        tell("add documents", place, len(documents))
         store.add_text(document.doc_id, document.text, title=document.title, metadata=document.meta)
-    tell("adding documents", len(documents), len(documents))
+    tell("add documents", len(documents), len(documents))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log, sqrt
 
 from hybridqa.types import ScoredPassage
@@ -48,10 +48,8 @@ def _share(value: float | None, best: float) -> float:
     return max(0.0, value or 0.0) / best if best > 0 else 0.0
 
 
-def fused(found: Iterable[ScoredPassage], weights: FusionWeights) -> list[ScoredPassage]:
-    """The candidates of a question with their scores, best first, equal ones by id."""
-    candidates = list(found)
-    scored = [replace(one, score=score) for one, score in zip(candidates, weights.scores(candidates), strict=True)]
+def best_first(scored: Iterable[ScoredPassage]) -> list[ScoredPassage]:
+    """The passages by score, equal ones by id."""
     return sorted(scored, key=lambda one: (-one.score, one.passage.passage_id))
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from hybridqa.answering.prompt import PromptBuilder, source_text
 from hybridqa.engine.protocol import Engine
+from hybridqa.retrieval.fusion import best_first
 from hybridqa.types import Message, ScoredPassage
 
 WEIGHT = 3.0  # of a nat for each of the question's tokens, beside the fused score
@@ -43,13 +44,12 @@ class LikelihoodReranker:
         if not known:
             return [*first, *rest]
         best, worst = max(known), min(known)
-        ranked = [
+        ranked = best_first(
             replace(
                 scored, score=scored.score + WEIGHT * ((worst if value is None else value) - best), likelihood=value
             )
             for scored, value in zip(first, likelihoods, strict=True)
-        ]
-        ranked.sort(key=lambda scored: (-scored.score, scored.passage.passage_id))
+        )
         lowest = ranked[-1].score
         return [*ranked, *(replace(scored, score=min(scored.score, lowest)) for scored in rest)]
 

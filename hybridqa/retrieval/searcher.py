@@ -18,7 +18,7 @@ from hybridqa.errors import QuestionError
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
-from hybridqa.retrieval.fusion import FusionWeights, TitleMatch
+from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, best_first
 from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
 from hybridqa.types import Filter, Passage, ScoredPassage
 
@@ -89,13 +89,12 @@ class Searcher:
         for look in reversed(looks):  # the question's own comes last, and stays
             others = [one.passage_id for one in passages if one.passage_id not in look.dense]
             look.dense |= self._dense.cosines(look.vector_D, others, collection, embedder=self._embedder.fingerprint)
-            found = evidence_of(passages, look)
+            found = candidates_of(passages, look)
             for place, score in enumerate(self._weights.scores(found)):
                 totals[place] += look.query.weight * score
         whole = sum(look.query.weight for look in looks)  # scores stay log-odds, however many texts they are of
-        scored = [replace(one, score=total / whole) for one, total in zip(found, totals, strict=True)]
-        scored.sort(key=lambda one: (-one.score, one.passage.passage_id))
-        best = without_repetitions(scored, k)
+        scored = (replace(one, score=total / whole) for one, total in zip(found, totals, strict=True))
+        best = without_repetitions(best_first(scored), k)
         clock.lap("fuse")
         return best
 
@@ -137,7 +136,7 @@ class _Look:
     near: list[int]  # best first
 
 
-def evidence_of(passages: Sequence[Passage], look: _Look) -> list[ScoredPassage]:
+def candidates_of(passages: Sequence[Passage], look: _Look) -> list[ScoredPassage]:
     """The passages with all that speaks for each, not yet scored."""
     asked = AskedWords(look.query.text)
     titles = [

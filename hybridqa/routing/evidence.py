@@ -13,7 +13,7 @@ they are calibrated to some .07 (eval/results/evidence_weights.json).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hybridqa.types import ScoredPassage
@@ -32,38 +32,6 @@ class EvidenceWeights:
     coverage: float = 1.2  # the largest share of the question's words in one passage
 
 
-DEFAULT_WEIGHTS = EvidenceWeights()
-
-
-def evidence_for(
-    passages: Sequence[ScoredPassage], doc_ids: Collection[str], weights: EvidenceWeights = DEFAULT_WEIGHTS
-) -> float:
-    """The probability that the question is about these documents (together); 0 when none was found.
-
-    `passages` are a search's, best first; all of one collection.
-    """
-    found = signals(passages, doc_ids)
-    return 0.0 if found is None else _probability(found, weights)
-
-
-def signals(passages: Sequence[ScoredPassage], doc_ids: Collection[str]) -> tuple[float, float, float] | None:
-    """The log-odds of the documents' share, their best cosine and coverage; None when none was found."""
-    known = [one for doc_id, one in _by_document(passages).items() if doc_id in doc_ids]
-    if not known:
-        return None
-    share = sum(one.share for one in known)
-    return _log_odds(share), max(one.cosine for one in known), max(one.coverage for one in known)
-
-
-def document_evidence(passages: Sequence[ScoredPassage]) -> dict[str, float]:
-    """The evidence of every document among the passages, strongest first."""
-    found = {
-        doc_id: _probability((_log_odds(one.share), one.cosine, one.coverage), DEFAULT_WEIGHTS)
-        for doc_id, one in _by_document(passages).items()
-    }
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
-
-
 @dataclass(slots=True)
 class _Found:
     """What was found of one document."""
@@ -73,29 +41,47 @@ class _Found:
     coverage: float = 0.0
 
 
-def _by_document(passages: Sequence[ScoredPassage]) -> dict[str, _Found]:
-    highest = max((scored.score for scored in passages), default=0.0)
-    highest = max(highest, STRANGER)
-    odds = [math.exp(scored.score - highest) for scored in passages]
-    whole = sum(odds) + math.exp(STRANGER - highest)
-    found: dict[str, _Found] = {}
-    for scored, own in zip(passages, odds, strict=True):
-        # a text may stand in several documents
-        owners = dict.fromkeys((scored.passage.doc_id, *(other.doc_id for other in scored.also)))
-        for doc_id in owners:
-            one = found.setdefault(doc_id, _Found())
-            one.share += own / whole / len(owners)
-            one.cosine = max(one.cosine, scored.dense or 0.0)
-            one.coverage = max(one.coverage, scored.coverage)
-    return found
+class DocumentEvidence:
+    """What the passages of a search say of each document; they are best first, and all of one collection."""
 
+    def __init__(self, passages: Sequence[ScoredPassage], weights: EvidenceWeights | None = None) -> None:
+        self._weights = weights or EvidenceWeights()
+        self._found: dict[str, _Found] = {}
+        highest = max([STRANGER, *(scored.score for scored in passages)])
+        odds = [math.exp(scored.score - highest) for scored in passages]
+        whole = sum(odds) + math.exp(STRANGER - highest)
+        for scored, own in zip(passages, odds, strict=True):
+            # a text may stand in several documents
+            owners = dict.fromkeys((scored.passage.doc_id, *(other.doc_id for other in scored.also)))
+            for doc_id in owners:
+                one = self._found.setdefault(doc_id, _Found())
+                one.share += own / whole / len(owners)
+                one.cosine = max(one.cosine, scored.dense or 0.0)
+                one.coverage = max(one.coverage, scored.coverage)
 
-def _log_odds(share: float) -> float:
-    share = min(1 - LEAST_SHARE, max(LEAST_SHARE, share))
-    return math.log(share / (1 - share))
+    def about(self, doc_ids: Iterable[str]) -> float:
+        """The probability that the question is about these documents (together); 0 when none was found."""
+        known = self.signals(doc_ids)
+        if known is None:
+            return 0.0
+        share, cosine, coverage = known
+        weights = self._weights
+        value = weights.bias + weights.share * share + weights.cosine * cosine + weights.coverage * coverage
+        return 1 / (1 + math.exp(-value))
 
+    def signals(self, doc_ids: Iterable[str]) -> tuple[float, float, float] | None:
+        """The log-odds of the documents' share, their best cosine and coverage; None when none was found."""
+        known = [self._found[doc_id] for doc_id in doc_ids if doc_id in self._found]
+        if not known:
+            return None
+        share = min(1 - LEAST_SHARE, max(LEAST_SHARE, sum(one.share for one in known)))
+        return (
+            math.log(share / (1 - share)),
+            max(one.cosine for one in known),
+            max(one.coverage for one in known),
+        )
 
-def _probability(found: tuple[float, float, float], weights: EvidenceWeights) -> float:
-    share, cosine, coverage = found
-    value = weights.bias + weights.share * share + weights.cosine * cosine + weights.coverage * coverage
-    return 1 / (1 + math.exp(-value))
+    def of_each(self) -> dict[str, float]:
+        """The evidence of every document among the passages, strongest first."""
+        each = {doc_id: self.about((doc_id,)) for doc_id in self._found}
+        return dict(sorted(each.items(), key=lambda pair: -pair[1]))

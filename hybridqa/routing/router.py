@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybridqa.catalog import Catalog
-from hybridqa.routing.evidence import document_evidence, evidence_for
+from hybridqa.routing.evidence import DocumentEvidence
 from hybridqa.routing.shares import weighed
 from hybridqa.types import Filter, Mode, Module, ModuleChoice, ModuleKind, Route, ScoredPassage
 
@@ -64,12 +64,13 @@ class Router:
         reasons = []
         if mode is not Mode.MODULES:
             reasons.append(f"{_count(len(kept), 'passage')} of {_count(documents, 'document')}")
+        evidence = DocumentEvidence(near)
         considered: tuple[ModuleChoice, ...] = ()
         chosen: tuple[ModuleChoice, ...] = ()
         if mode is not Mode.RETRIEVAL:
             limit = self._modules if modules is None else modules
             room = self._max_rank if max_rank is None else max_rank
-            considered, why = self._consider(near, collection, limit, filter)
+            considered, why = self._consider(near, evidence, collection, limit, filter)
             if considered:
                 chosen, why = self._choose(considered, limit, room)
             reasons.append(why)
@@ -79,7 +80,7 @@ class Router:
             chosen,
             "; ".join(reasons),
             found=tuple(passages),
-            evidence=document_evidence(near),
+            evidence=evidence.of_each(),
             considered=considered,
         )
 
@@ -89,7 +90,12 @@ class Router:
         return found.dense is None or found.dense >= self._passage_threshold
 
     def _consider(
-        self, passages: Sequence[ScoredPassage], collection: str, limit: int, filter: Filter | None
+        self,
+        passages: Sequence[ScoredPassage],
+        evidence: DocumentEvidence,
+        collection: str,
+        limit: int,
+        filter: Filter | None,
     ) -> tuple[tuple[ModuleChoice, ...], str]:
         """The modules that may be plugged in, strongest evidence first; where there is none, why."""
         if limit == 0:
@@ -104,7 +110,7 @@ class Router:
         if not usable:
             unusable = f"{_count(len(known), 'module')} stale or of another base model" if known else "none there"
             return (), f"no module for these documents: {unusable}"
-        choices = [ModuleChoice(module, 1.0, evidence_for(passages, module.documents.keys())) for module in usable]
+        choices = [ModuleChoice(module, 1.0, evidence.about(module.documents)) for module in usable]
         return tuple(sorted(choices, key=lambda choice: (-choice.evidence, choice.module.name))), ""
 
     def _choose(self, ranked: Sequence[ModuleChoice], limit: int, room: int) -> tuple[tuple[ModuleChoice, ...], str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridqa.evaluation.report import share, without_folders
+from hybridqa.evaluation.provenance import without_folders
+from hybridqa.evaluation.report import share
 
 
 def test_a_report_names_files_and_not_where_they_lay() -> None:

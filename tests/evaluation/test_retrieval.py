@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_store_that_is_there_is_gone_on_with_and_holds_what_was_given(
     with store_of(plan.documents[:2], tmp_path / "work", nothing) as store:
         after = {found.doc_id: found.updated_at for found in store.documents()}
     assert after == {name: before[name] for name in ("kettle", "museum")}
+
+
+def test_a_store_that_other_settings_made_is_not_measured(data: tuple[Path, Path], tmp_path: Path) -> None:
+    documents = make_plan(*data, Settings()).documents
+    long = " ".join(document.text for document in documents)
+    documents = [replace(documents[0], text=f"{long} {long} {long}")]
+    counts = []
+    for tokens in (200, 16, 200):
+        with store_of(documents, tmp_path / "work", nothing, passage_tokens=tokens) as store:
+            counts.append(store.documents()[0].passages)
+    assert counts[1] > counts[0] == counts[2]
 
 
 def test_recall_is_of_as_many_as_could_be_there() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, fused, reciprocal_rank_fusion
+from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, best_first, reciprocal_rank_fusion
 from hybridqa.types import Passage, ScoredPassage
 
 
 def candidate(number: int, dense: float | None, lexical: float | None, coverage: float, title: float) -> ScoredPassage:
     return ScoredPassage(Passage(number, f"d{number}", "c", 0, 0, 0, ""), 0.0, dense, lexical, coverage, title)
+
+
+def fused(found: list[ScoredPassage], weights: FusionWeights) -> list[ScoredPassage]:
+    """The candidates with their scores, best first."""
+    return best_first(replace(one, score=score) for one, score in zip(found, weights.scores(found), strict=True))
 
 
 SHARE = st.floats(0, 1)

@@ -19,7 +19,7 @@ from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.fusion import FusionWeights
 from hybridqa.retrieval.lexical import LexicalIndex
 from hybridqa.retrieval.searcher import Searcher
-from hybridqa.routing.evidence import document_evidence, evidence_for
+from hybridqa.routing.evidence import DocumentEvidence
 from hybridqa.types import Document, Passage, ScoredPassage
 
 DATA = Path(os.environ.get("HYBRIDQA_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -35,38 +35,40 @@ def scored(
 
 def test_each_number_raises_it() -> None:
     rival = scored("other", 9.0)
-    by_score = [evidence_for([scored("d", score), rival], ["d"]) for score in (5.0, 8.0, 9.0, 11.0)]
-    by_cosine = [evidence_for([scored("d", 9.0, cosine), rival], ["d"]) for cosine in (None, 0.3, 0.5, 0.9)]
-    by_words = [evidence_for([scored("d", 9.0, coverage=words), rival], ["d"]) for words in (0.0, 0.3, 0.5, 1.0)]
+    by_score = [DocumentEvidence([scored("d", score), rival]).about(["d"]) for score in (5.0, 8.0, 9.0, 11.0)]
+    by_cosine = [DocumentEvidence([scored("d", 9.0, cosine), rival]).about(["d"]) for cosine in (None, 0.3, 0.5, 0.9)]
+    by_words = [
+        DocumentEvidence([scored("d", 9.0, coverage=words), rival]).about(["d"]) for words in (0.0, 0.3, 0.5, 1.0)
+    ]
     for rising in (by_score, by_cosine, by_words):
         assert rising == sorted(set(rising))
 
 
 def test_a_rival_as_strong_weakens_both_and_a_document_does_not_rival_itself() -> None:
-    alone = evidence_for([scored("a", 11.0)], ["a"])
-    assert evidence_for([scored("a", 11.0), scored("a", 10.9)], ["a"]) >= alone
+    alone = DocumentEvidence([scored("a", 11.0)]).about(["a"])
+    assert DocumentEvidence([scored("a", 11.0), scored("a", 10.9)]).about(["a"]) >= alone
     rivals = [scored("a", 11.0), scored("b", 11.0)]
-    assert evidence_for(rivals, ["a"]) == evidence_for(rivals, ["b"]) < alone
-    assert evidence_for(rivals, ["a", "b"]) >= alone  # one module may cover both
+    assert DocumentEvidence(rivals).about(["a"]) == DocumentEvidence(rivals).about(["b"]) < alone
+    assert DocumentEvidence(rivals).about(["a", "b"]) >= alone  # one module may cover both
 
 
 def test_a_text_that_stands_in_two_documents_speaks_half_for_each() -> None:
-    twins = evidence_for([scored("a", 11.0, also=("b",))], ["b"])
-    assert twins == evidence_for([scored("a", 11.0, also=("b",))], ["a"])
-    assert twins < evidence_for([scored("a", 11.0)], ["a"])
-    assert list(document_evidence([scored("a", 11.0, also=("b",))])) == ["a", "b"]
+    twins = DocumentEvidence([scored("a", 11.0, also=("b",))]).about(["b"])
+    assert twins == DocumentEvidence([scored("a", 11.0, also=("b",))]).about(["a"])
+    assert twins < DocumentEvidence([scored("a", 11.0)]).about(["a"])
+    assert list(DocumentEvidence([scored("a", 11.0, also=("b",))]).of_each()) == ["a", "b"]
 
 
 def test_what_was_not_found_has_no_evidence() -> None:
-    assert evidence_for([scored("a", 12.0)], ["b"]) == 0
-    assert evidence_for([], ["b"]) == 0
-    assert document_evidence([]) == {}
+    assert DocumentEvidence([scored("a", 12.0)]).about(["b"]) == 0
+    assert DocumentEvidence([]).about(["b"]) == 0
+    assert DocumentEvidence([]).of_each() == {}
 
 
 def test_a_store_of_one_document_does_not_take_every_question() -> None:
     stranger = scored("only", FusionWeights().nearest + 0.25 * FusionWeights().dense, 0.25, 0.0)
-    assert evidence_for([stranger], ["only"]) < 0.1
-    assert evidence_for([scored("only", 13.0, 0.7, 0.9)], ["only"]) > 0.8
+    assert DocumentEvidence([stranger]).about(["only"]) < 0.1
+    assert DocumentEvidence([scored("only", 13.0, 0.7, 0.9)]).about(["only"]) > 0.8
 
 
 @given(
@@ -77,7 +79,7 @@ def test_a_store_of_one_document_does_not_take_every_question() -> None:
     )
 )
 def test_stays_between_0_and_1(found: list[tuple[str, float, float | None, float]]) -> None:
-    evidence = document_evidence([scored(*row) for row in found])
+    evidence = DocumentEvidence([scored(*row) for row in found]).of_each()
     assert set(evidence) == {row[0] for row in found}
     assert all(0 < value < 1 for value in evidence.values())
     assert list(evidence.values()) == sorted(evidence.values(), reverse=True)
@@ -99,7 +101,7 @@ def test_real_questions_pass_and_strangers_do_not(embedder_path: Path, tmp_path:
         searcher = Searcher(catalog, embedder, DenseIndex(tmp_path, catalog), LexicalIndex(catalog))
 
         def evidence(question: str) -> dict[str, float]:
-            return document_evidence(searcher.search(question, k=32, collection="c"))
+            return DocumentEvidence(searcher.search(question, k=32, collection="c")).of_each()
 
         ids = {row["doc_id"] for row in documents}
         own = [row for row in questions("policyqa") if row["doc_ids"][0] in ids]
