@@ -27,6 +27,7 @@ INSTRUCTION_SOURCES = (
     "After each fact write the number of its source, like [1]. "
     f"If the sources do not hold the answer, say: {UNKNOWN}"
 )
+INSTRUCTION_USER = "What the user has said before counts more than the sources."
 INSTRUCTION_CLOSED = f"Answer the question in one or two short sentences. If you do not know the answer, say: {UNKNOWN}"
 
 _MARKER = re.compile(r"\s?\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
@@ -55,6 +56,8 @@ def messages_for(question: str, sources: Sequence[str] = (), history: Sequence[M
     other sources.
     """
     instruction = INSTRUCTION_SOURCES if sources else INSTRUCTION_CLOSED
+    if sources and any(turn.role == "user" for turn in history):
+        instruction = f"{instruction} {INSTRUCTION_USER}"
     system = [instruction, *(turn.content for turn in history if turn.role == "system")]
     numbered = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
     messages = [Message("system", "\n\n".join(system))]

@@ -195,3 +195,4 @@ def _recovered(report: dict[str, Any]) -> list[list[str]]:
 app.command("retrieval")(evaluation_suites.retrieval)
 app.command("routing")(evaluation_suites.routing)
 app.command("abstention")(evaluation_suites.abstention)
+app.command("conflict")(evaluation_suites.conflict)

@@ -1,4 +1,4 @@
-"""`eval retrieval`, `eval routing` and `eval abstention`: what is measured of finding, and of not finding.
+"""`eval retrieval`, `routing`, `abstention` and `conflict`: what is measured of finding, not finding, and disagreeing.
 
 Knows nothing about how anything is measured. Invariant: every option is checked before a model is loaded, and the
 report on standard output is the one that `--output` keeps.
@@ -34,6 +34,9 @@ Work = Annotated[
     Path | None, typer.Option("--work", help="Folder to work in and go on from; default: a new temporary one.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="Write the JSON report here as well.")]
+Extractor = Annotated[
+    Path | None, typer.Option("--extractor", help="A task extractor's folder to answer with; default: none.")
+]
 Plot = Annotated[bool, typer.Option("--plot", help="Draw it as a PNG beside --output.")]
 
 
@@ -114,6 +117,7 @@ def abstention(
     docs: Docs,
     questions: Questions,
     most: Annotated[int, typer.Option("--most", help="At most so many questions of each kind; 0: all.")] = 150,
+    extractor: Extractor = None,
     seed: Seed = None,
     work: Work = None,
     report_file: Output = None,
@@ -125,7 +129,8 @@ def abstention(
     from hybridqa.evaluation.plots import draw_risk_coverage
 
     settings = _settings(context, report_file, work, plot)
-    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed)
+    seed = settings.seed if seed is None else seed
+    plan = make_plan(docs, questions, settings, most=most, seed=seed, extractor=extractor)
     draw = draw_risk_coverage if plot else None
     report = _measured(work, report_file, draw, lambda folder, tell: run_abstention(plan, folder, tell))
     if as_json:
@@ -145,6 +150,47 @@ def abstention(
     )
 
 
+@command
+def conflict(
+    context: typer.Context,
+    docs: Docs,
+    questions: Questions,
+    documents: Annotated[
+        int, typer.Option("--documents", help="At most so many documents are changed, chosen by seed; 0: all.")
+    ] = 12,
+    extractor: Extractor = None,
+    seed: Seed = None,
+    work: Work = None,
+    report_file: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change documents whose modules know the old text, and see whose word is taken: yours, the text's or the module's.
+
+    Trains a module for each of the documents, and another after the change; a minute or two each on a CPU.
+    """
+    from hybridqa.evaluation.conflict import run_conflict
+    from hybridqa.evaluation.conflict_plan import make_plan
+
+    settings = _settings(context, report_file, work, plot=False)
+    seed = settings.seed if seed is None else seed
+    plan = make_plan(docs, questions, settings, documents=documents, seed=seed, extractor=extractor)
+    report = _measured(work, report_file, None, lambda folder, tell: run_conflict(plan, folder, tell))
+    if as_json:
+        output.say_json(report)
+        return
+    from hybridqa.evaluation.report import cell
+
+    output.say(f"{report['data']['changed']} changed documents of {report['data']['documents']}")
+    output.table(
+        ("asked", "questions", *(name.replace("_", " ") for name in _CONFLICT)),
+        (
+            [way, str(found["questions"]), *(cell(found[name]) if name in found else "-" for name in _CONFLICT)]
+            for way, found in report["ways"].items()
+        ),
+    )
+
+
+_CONFLICT = ("says_new", "says_old", "prefers_new", "moved_to_new", "moved_by", "fresh_module", "stale_module")
 _ROUTED = ("right_document_first", "right_document_first_of_one", "right_plugged_in", "wrong_plugged_in")
 _CALIBRATED = ("expected_calibration_error", "brier", "area_under_roc")
 

@@ -42,6 +42,7 @@ class AbstentionPlan:
     documents: list[EvalDocument]
     asked: list[tuple[str, EvalQuestion]]  # each with its kind
     seed: int
+    extractor: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +56,15 @@ class Given:
     sure: Mapping[str, float]  # by way
 
 
-def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 150, seed: int = 0) -> AbstentionPlan:
+def make_plan(
+    docs: Path,
+    questions: Path,
+    settings: Settings,
+    *,
+    most: int = 150,
+    seed: int = 0,
+    extractor: Path | None = None,
+) -> AbstentionPlan:
     """At most `most` questions of each kind (0: all). Raises `InputError` where none is without an answer."""
     documents, on, near, _ = left_out_plan(docs, questions, seed)
     there = {document.doc_id for document in documents}
@@ -72,6 +81,7 @@ def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 15
         documents,
         [(kind, question) for kind, found in kinds.items() for question in draw(found, most, seed)],
         seed,
+        extractor,
         own_settings(settings),
     )
 
@@ -79,7 +89,8 @@ def make_plan(docs: Path, questions: Path, settings: Settings, *, most: int = 15
 def run_abstention(plan: AbstentionPlan, work: Path, tell: Tell) -> dict[str, Any]:
     """The report, as plain data. Raises `StoreError` while another run is at work in the folder, `EngineError`."""
     # every question is to be answered: what would have been withheld is judged here
-    with store_of(plan.documents, work, tell, **{**plan.settings, "abstain_below": 0.0}) as store:
+    settings = {**plan.settings, "abstain_below": 0.0}
+    with store_of(plan.documents, work, tell, extractor=plan.extractor, **settings) as store:
         answers = asyncio.run(_answers(store, [question for _, question in plan.asked], tell))
         model = {"name": store.model.name, "hash": store.model.hash}
     given = [_given(kind, question, answer) for (kind, question), answer in zip(plan.asked, answers, strict=True)]
@@ -87,6 +98,7 @@ def run_abstention(plan: AbstentionPlan, work: Path, tell: Tell) -> dict[str, An
         **provenance(plan.docs, plan.questions_file, plan.seed),
         "suite": "abstention",
         "model": model,
+        "extractor": None if plan.extractor is None else plan.extractor.name,
         "settings": dict(plan.settings),
         "data": {
             "documents": len(plan.documents),

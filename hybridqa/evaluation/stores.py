@@ -18,20 +18,32 @@ from filelock import FileLock, Timeout
 from hybridqa.config import Settings
 from hybridqa.errors import StoreError
 from hybridqa.evaluation.datasets import EvalDocument
+from hybridqa.files import sha256_file
+from hybridqa.modules.adapter import WEIGHTS_FILE
 from hybridqa.pipeline import HybridQA
+from hybridqa.types import ModuleKind
 
 MADE_BY = ("embedder", "passage_tokens")  # settings that decide what passages and vectors are: others, another store
 Tell = Callable[[str, int, int], None]  # stage, step, steps in all
 
 
 @contextmanager
-def store_of(documents: Sequence[EvalDocument], work: Path, tell: Tell, **settings: Any) -> Iterator[HybridQA]:
-    """An open store of the documents in a work folder, which is made. Raises `StoreError` where another run is."""
+def store_of(
+    documents: Sequence[EvalDocument], work: Path, tell: Tell, *, extractor: Path | None = None, **settings: Any
+) -> Iterator[HybridQA]:
+    """An open store of the documents in a work folder, which is made; with an extractor where a folder of one is given.
+
+    Raises `StoreError` where another run is, and `InputError` or `AdapterError` for a folder that holds no extractor.
+    """
+    weights = None if extractor is None else extractor / WEIGHTS_FILE
+    kept = [sha256_file(weights)] if weights is not None and weights.is_file() else []
     work.mkdir(parents=True, exist_ok=True)
-    made_by = json.dumps([settings.get(name) for name in MADE_BY], default=str)
+    made_by = json.dumps([*(settings.get(name) for name in MADE_BY), *kept], default=str)
     folder = work / f"store-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
     try:
         with FileLock(work / ".eval.lock", timeout=0), HybridQA.open(folder, create=True, **settings) as store:
+            if extractor is not None and not any(one.kind is ModuleKind.EXTRACTOR for one in store.modules()):
+                store.import_module(extractor, kind=ModuleKind.EXTRACTOR)
             fill(store, documents, tell)
             yield store
     except Timeout as error:

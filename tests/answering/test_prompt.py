@@ -10,6 +10,7 @@ import pytest
 from hybridqa.answering.prompt import (
     INSTRUCTION_CLOSED,
     INSTRUCTION_SOURCES,
+    INSTRUCTION_USER,
     PromptBuilder,
     messages_for,
     source_text,
@@ -88,6 +89,14 @@ def test_history_comes_before_the_question_without_its_old_numbers(tokenizer: An
         "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\nIt opened in 1987. It is long.<|im_end|>\n" in text
     )
     assert text.index("It opened in 1987") < text.index("[1] Kelmar") < text.index("Question: Who designed it?")
+
+
+def test_the_user_outranks_sources_where_something_was_said_before(tokenizer: Any) -> None:
+    said = [Message("user", "It was Ida, not Mira."), Message("assistant", "I see.")]
+    assert INSTRUCTION_USER in build(tokenizer, "Who designed it?", said, SOURCES)[0]
+    assert INSTRUCTION_USER not in build(tokenizer, "Who designed it?", (), SOURCES)[0]
+    assert INSTRUCTION_USER not in build(tokenizer, "Who designed it?", said)[0]
+    assert INSTRUCTION_USER not in build(tokenizer, "Who designed it?", said[1:], SOURCES)[0]
 
 
 def test_a_system_turn_of_the_history_is_kept(tokenizer: Any) -> None:
@@ -179,7 +188,7 @@ def test_a_template_without_a_system_role(tokenizer: Any) -> None:
         Message("assistant", "So."),
     ]
     text, prompt = build(changed, "Who designed it?", history, SOURCES[:1])
-    assert text.startswith(f"{tokenizer.bos_token}<turn>user: {INSTRUCTION_SOURCES}\n\nHi.\n\nYou?</turn>")
+    assert text.startswith(f"{tokenizer.bos_token}<turn>user: {INSTRUCTION_SOURCES} {INSTRUCTION_USER}\n\nHi.\n\nYou?</turn>")
     assert text.endswith("Question: Who designed it?</turn><turn>assistant:")
     assert list(prompt.token_ids).count(tokenizer.bos_token_id) == 1
 
@@ -199,7 +208,7 @@ def test_a_model_without_a_template(tokenizer: Any) -> None:
     history = [Message("user", "Hi."), Message("assistant", "Hello.")]
     text, _ = build(changed, "Who designed it?", history, SOURCES[:1])
     assert text == (
-        f"{INSTRUCTION_SOURCES}\n\nQuestion: Hi.\n\nAnswer: Hello.\n\n"
+        f"{INSTRUCTION_SOURCES} {INSTRUCTION_USER}\n\nQuestion: Hi.\n\nAnswer: Hello.\n\n"
         "[1] Kelmar Bridge — History > Plans\nIt was designed by Mira Tolland.\n\n"
         "Question: Who designed it?\n\nAnswer:"
     )
