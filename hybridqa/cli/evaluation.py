@@ -59,7 +59,10 @@ def grid(
         str, typer.Option("--route", help="Whose module: the gold document's ('gold'), or the 'router''s choice.")
     ] = "gold",
     passages: Annotated[
-        int | None, typer.Option("--passages", help="Retrieved passages in a prompt; default: the setting.")
+        str | None,
+        typer.Option(
+            "--passages", help="Retrieved passages in a prompt, or several numbers such as 1,2,4; default: the setting."
+        ),
     ] = None,
     compose: Annotated[
         str | None, typer.Option("--compose", help="Sizes of stacks with one right module, such as 1,2,4,8.")
@@ -102,8 +105,8 @@ def grid(
         extractor_rag=extractor_rag,
         no_extractor=no_extractor,
         route=route,
-        passages=passages,
-        compose=_numbers(compose),
+        passages=_numbers("--passages", passages),
+        compose=_numbers("--compose", compose),
         documents=documents,
         max_words=max_words,
         questions_per_document=questions_per_document,
@@ -139,11 +142,11 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _numbers(text: str | None) -> list[int]:
+def _numbers(option: str, text: str | None) -> list[int]:
     try:
         return [int(name) for name in _names(text) or []]
     except ValueError as error:
-        raise ConfigError(f"--compose is {text!r}; expected whole numbers with commas, such as 1,2,4.") from error
+        raise ConfigError(f"{option} is {text!r}; expected whole numbers with commas, such as 1,2,4.") from error
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class GridOptions:
     extractor_rag: Path | None = None  # trained without modules: for RAG+KE
     no_extractor: bool = False
     route: str = "gold"  # whose module a question gets: its gold document's, or the "router"'s choice
-    passages: int | None = None  # None: the setting's
+    passages: Sequence[int] = ()  # none: the setting's; with several each arm that retrieves is asked with each
     compose: Sequence[int] = ()
     documents: int = 0  # 0: all
     max_words: int = 0  # of a document that is asked about; 0: any length
@@ -86,7 +86,9 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
     folders = (options.extractor, options.extractor_rag)
     if options.extractor is None and not options.no_extractor:
         folders = bundled(settings.model)
-    arms, absent = choose_arms(options.arms, objectives, options.compose, extractor=folders[0] is not None)
+    arms, absent = choose_arms(
+        options.arms, objectives, options.compose, options.passages, extractor=folders[0] is not None
+    )
     extractor, extractor_rag = (None if folder is None else Extractor.load(folder) for folder in folders)
     if not any(arm.extractor for arm in arms):
         extractor = extractor_rag = None
@@ -104,7 +106,7 @@ def make_plan(options: GridOptions, settings: Settings) -> Plan:
         )
     own: dict[str, Any] = {name: getattr(settings, name) for name in settings.model_fields_set - OWN_SETTINGS}
     own |= {
-        "passages": options.passages or settings.passages,
+        "passages": max(options.passages, default=settings.passages),
         "max_answer_tokens": options.max_answer_tokens,
         "seed": seed,
         "max_lora_rank": _enough_rank(settings, arms, asked, (extractor, extractor_rag)),
@@ -134,7 +136,7 @@ def _check_numbers(options: GridOptions) -> None:
         ("--max-words", options.max_words, 0),
         ("--questions-per-document", options.questions_per_document, 0),
         ("--max-answer-tokens", options.max_answer_tokens, 1),
-        ("--passages", 1 if options.passages is None else options.passages, 1),
+        ("--passages", min(options.passages, default=1), 1),
         ("--seed", options.seed or 0, 0),
     )
     for name, value, lowest in least:

@@ -133,7 +133,7 @@ class Planner:
         passages: tuple[ScoredPassage, ...] = ()
         if arm.sources is Sources.RETRIEVED:
             assert found is not None
-            passages = found.passages
+            passages = found.passages[: arm.passages]
         return prompts.build(question.question, (), passages, max_answer_tokens=room).token_ids
 
     def _gold_source(self, question: EvalQuestion, doc_id: str) -> str:

@@ -188,7 +188,9 @@ def test_a_template_without_a_system_role(tokenizer: Any) -> None:
         Message("assistant", "So."),
     ]
     text, prompt = build(changed, "Who designed it?", history, SOURCES[:1])
-    assert text.startswith(f"{tokenizer.bos_token}<turn>user: {INSTRUCTION_SOURCES} {INSTRUCTION_USER}\n\nHi.\n\nYou?</turn>")
+    assert text.startswith(
+        f"{tokenizer.bos_token}<turn>user: {INSTRUCTION_SOURCES} {INSTRUCTION_USER}\n\nHi.\n\nYou?</turn>"
+    )
     assert text.endswith("Question: Who designed it?</turn><turn>assistant:")
     assert list(prompt.token_ids).count(tokenizer.bos_token_id) == 1
 

@@ -98,7 +98,7 @@ def options(tmp_path: Path) -> GridOptions:
         ({"max_words": 1}, "--max-words 1 leaves no question"),
         ({"questions_per_document": -1}, "--questions-per-document"),
         ({"max_answer_tokens": 0}, "--max-answer-tokens is 0; expected 1"),
-        ({"passages": 0}, "--passages is 0"),
+        ({"passages": (2, 0)}, "--passages is 0"),
         ({"compose": (1, 4)}, "needs 4 documents with questions; 3"),
         ({"extractor_rag": Path("x")}, "without --extractor"),
         ({"extractor": Path("x"), "no_extractor": True}, "with --no-extractor"),
@@ -182,3 +182,18 @@ def test_the_packages_own_extractors_are_plugged_in_for_their_model_alone(
         plan = make_plan(changed, settings)
         assert plan.extractor is None and set(plan.absent) == {"KE", "RAG+KE", "KM+KE", "RAG+KM+KE"}
     assert make_plan(replace(options, arms=("closed",)), Settings()).extractor is None
+
+
+def test_several_numbers_of_passages_make_an_arm_of_each() -> None:
+    arms, _ = choose_arms(["RAG", "RAG+KM", "closed"], OBJECTIVES, (), (1, 4), extractor=False)
+    assert [(arm.name, arm.passages) for arm in arms] == [
+        ("closed", None), ("RAG@1", 1), ("RAG@4", 4), ("RAG+KM@1", 1), ("RAG+KM@4", 4)
+    ]  # fmt: skip
+    assert comparisons(arms) == [
+        ("RAG@1", "closed"), ("RAG@4", "closed"), ("RAG+KM@1", "RAG@1"), ("RAG+KM@4", "RAG@4"),
+        ("RAG@1", "RAG@4"), ("RAG+KM@1", "RAG+KM@4"), ("RAG+KM@1", "RAG@4"),
+    ]  # fmt: skip
+    assert [arm.name for arm in choose_arms(["RAG@4"], OBJECTIVES, (), (1, 4), extractor=False)[0]] == ["RAG@4"]
+    assert choose_arms(["RAG"], OBJECTIVES, (), (4,), extractor=False)[0][0].passages is None  # the settings' number
+    with pytest.raises(ConfigError, match=r"arm 'RAG@2' is unknown; expected some of .*RAG@4"):
+        choose_arms(["RAG@2"], OBJECTIVES, (), (1, 4), extractor=False)

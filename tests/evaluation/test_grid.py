@@ -315,3 +315,17 @@ def test_the_command_prints_one_report(
     ):
         refused = CliRunner().invoke(app, [*words, *wrong])
         assert refused.exit_code == 2 and refused.stderr.startswith("error: ") and wrong[1] in refused.stderr
+
+
+def test_fewer_passages_make_shorter_prompts_with_the_same_modules(
+    options: GridOptions, settings: Settings, work: Path, result: GridResult
+) -> None:
+    fewer = replace(options, passages=(1, 3), arms=("RAG", "RAG+KM"), compose=(), objectives=("dcd",))
+    found = run(fewer, settings, work)
+    assert [one.arm.name for one in found.answers] == ["RAG@1", "RAG@3", "RAG+KM@1", "RAG+KM@3"]
+    lengths = {one.arm.name: [len(asked.prompt_ids) for asked in one.asked] for one in found.answers}
+    assert all(one < three for one, three in zip(lengths["RAG@1"], lengths["RAG@3"], strict=True))
+    assert lengths["RAG+KM@1"] == lengths["RAG@1"] and lengths["RAG+KM@3"] == lengths["RAG@3"]
+    assert adapters(found, "RAG+KM@1") == adapters(found, "RAG+KM@3") == adapters(result, "RAG+KM")
+    differences = make_report(found)["differences"]
+    assert "RAG+KM@1 - RAG@3" in differences and "RAG+KM@1 - RAG@1" in differences
