@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     modules: int = Field(1, ge=0)  # modules in a stack, at most
     module_threshold: float = Field(0.35, ge=0, le=1)  # evidence below this plugs nothing in
     passage_threshold: float = Field(0.0, ge=-1, le=1)  # cosine below this is no evidence at all
-    abstain_below: float = Field(0.0, ge=0, le=1)  # evidence below this for every document: no answer is tried
+    abstain_below: float = Field(0.05, ge=0, le=1)  # evidence below this for every document: no answer is tried
     plugins: Annotated[list[str], NoDecode] = []  # ids of modules in every answer's stack, where a collection has them
     extractor: bool = True  # use a collection's extractor where there is one
     stack_cache_mb: int = Field(2048, ge=1)

@@ -18,6 +18,7 @@ from hybridqa.answering.companions import UNUSABLE, CompanionChooser
 from hybridqa.answering.options import AskOptions, check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
+from hybridqa.answering.said import share_said
 from hybridqa.answering.seeking import Seeker, Sought
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
@@ -31,6 +32,7 @@ from hybridqa.routing.shares import weighed
 from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Passage, Route, Usage
 
 log = logging.getLogger(__name__)
+SAID = 0.5  # of the question's words in what the user has stated: then it may be answered without any document
 ROUTING_PASSAGES = 32  # evidence for a module comes from at least so many passages, whatever the prompt holds
 
 
@@ -131,7 +133,9 @@ class Answerer:
             max_rank=room,
             filter=filter,
         )
-        route = self._certain(replace(route, reason="; ".join((*sought.notes, route.reason))))
+        route = replace(route, reason="; ".join((*sought.notes, route.reason)))
+        if share_said(question, history) < SAID:
+            route = self._certain(route)
         route = companions.join(self._usable(route))
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()

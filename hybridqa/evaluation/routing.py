@@ -195,6 +195,16 @@ def scores(routed: Sequence[Routed], clusters: Sequence[str], threshold: float, 
             "reliability": reliability(said_N, was_N),
         },
         "by_threshold": {str(at): _at(said_N, was_N, on, at) for at in (0.2, 0.35, 0.5, 0.65, 0.8)},
+        "withheld_below": {
+            str(at): {
+                **{
+                    kind: share([one.evidence < at for one in routed], [one.kind == kind for one in routed])
+                    for kind in (ON, NEAR, FAR)
+                },
+                "right document first": share([one.right and one.evidence < at for one in routed], on),
+            }
+            for at in (0.02, 0.05, 0.1, 0.2)
+        },
         "seconds": {
             "p50": median(one.seconds for one in routed),
             "p95": quantiles([one.seconds for one in routed], n=20)[-1] if len(routed) > 1 else routed[0].seconds,

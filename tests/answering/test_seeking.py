@@ -99,3 +99,15 @@ def test_too_little_evidence_withholds_an_answer_and_says_what_was_looked_for(
     assert "no document has evidence of 0.30: the nearest, " in stranger.route_reason
     assert stranger.route is not None and len(stranger.route.found) == 3
     assert known.usage.completion_tokens > 0 and closed.usage.completion_tokens > 0
+
+
+def test_what_the_user_has_said_is_answered_without_a_document(tmp_path: Path, tiny_model: ModelFolder) -> None:
+    settings: dict[str, Any] = {"model": str(tiny_model.path), "engine": "reference", "dtype": "float32"}
+    question = "Which enzyme unwinds the helix in a yeast cell?"
+    said = [Message("user", "The enzyme that unwinds the helix is Sgs1."), Message("assistant", "I see.")]
+    asked = [Message("user", "Is there an enzyme that unwinds the helix?"), Message("assistant", "I don't know.")]
+    with HybridQA.open(tmp_path / "store", create=True, max_model_len=512, abstain_below=0.3, **settings) as qa:
+        for doc_id, text in TEXTS.items():
+            qa.add_text(doc_id, text)
+        assert not qa.ask(question, history=said).route_reason.count("nothing to answer from")
+        assert qa.ask(question, history=asked).abstained
