@@ -131,6 +131,7 @@ class Parts:
             self.engine_ready,
             rerank=settings.rerank,
             history=settings.history,
+            hops=settings.hops,
         )
 
     @cached_property

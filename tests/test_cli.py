@@ -325,17 +325,19 @@ def test_ask_json_is_the_documented_object(run: Run, filled: Path) -> None:
 
 
 def test_ask_explains_what_was_found_and_decided(run: Run, filled: Path) -> None:
-    words = ("ask", "Who built the Tarn bridge?", "--rerank", 2, "--explain")
+    words = ("ask", "Who built the Tarn bridge?", "--rerank", 2, "--hops", 2, "--explain")
     told = json.loads(run(*words, "--json").stdout)["explanation"]
     assert [found["doc_id"] for found in told["found"]] == ["below/bridge.md", "kettle.txt"]
     first = told["found"][0]
     assert first["source"] == 1 and first["coverage"] == 1.0 and first["title"] > 0 and first["likelihood"] < 0
     assert list(told["evidence"]) == ["below/bridge.md", "kettle.txt"]
     assert told["modules"] == [] and told["mode"] == "hybrid"
-    assert told["reason"].startswith("2 passages reranked; 2 passages of 2 documents; no module for these documents")
-    assert told["seconds"]["rerank"] > 0
+    hop = "hop 2: searched with what 'Tarn bridge' and 'kettle' say; "
+    reason = f"{hop}2 passages reranked; 2 passages of 2 documents; no module for these documents"
+    assert told["reason"].startswith(reason)
+    assert told["seconds"]["rerank"] > 0 and told["seconds"]["hops"] > 0 and first["linked"] >= 0
     shown = run(*words).stdout
-    assert "route: 2 passages reranked;" in shown and "below/bridge.md" in shown and "rerank" in shown
+    assert f"route: {hop}2 passages reranked;" in shown and "below/bridge.md" in shown and "rerank" in shown
     assert "explanation" not in json.loads(run("ask", "Who built the Tarn bridge?", "--json").stdout)
 
 

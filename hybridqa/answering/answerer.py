@@ -54,6 +54,7 @@ class _Where(TypedDict):
     collection: str
     history: tuple[Message, ...]
     filter: Filter | None
+    hops: int | None
 
 
 class Answerer:
@@ -105,6 +106,7 @@ class Answerer:
             "collection": options.get("collection", DEFAULT_COLLECTION),
             "history": tuple(options.get("history", ())),
             "filter": options.get("filter"),
+            "hops": options.get("hops"),
         }
 
     def plan(self, question: str, options: AskOptions, sought: Sought | None = None) -> Plan:

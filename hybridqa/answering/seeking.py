@@ -1,4 +1,4 @@
-"""Looks for the passages that a question is about: with the conversation before it, and reranked where asked to.
+"""Looks for the passages that a question is about: with the conversation, over several hops, reranked.
 
 Knows nothing about routes or prompts. Invariant: what the engine is asked for here can fail, and then costs the
 question that help, never its passages.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineClosedError, EngineError
 from hybridqa.retrieval.followup import beside, leans
+from hybridqa.retrieval.hops import Trail
 from hybridqa.retrieval.rerank import LikelihoodReranker
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.types import Filter, Message, ScoredPassage
@@ -42,25 +43,42 @@ class Seeker:
         *,
         rerank: int,
         history: bool,
+        hops: int = 1,
     ) -> None:
-        """`engine` gives the one that runs, on its loop; `rerank` and `history` are the settings."""
+        """`engine` gives the one that runs, on its loop; `rerank`, `history` and `hops` are the settings."""
         self._searcher = searcher
         self._reranker = reranker
         self._engine = engine
         self._rerank = rerank
         self._history = history
+        self._hops = hops
 
     def look(
-        self, question: str, *, k: int, collection: str, history: Sequence[Message] = (), filter: Filter | None = None
+        self,
+        question: str,
+        *,
+        k: int,
+        collection: str,
+        history: Sequence[Message] = (),
+        filter: Filter | None = None,
+        hops: int | None = None,
     ) -> Sought:
         """The `k` best passages by search alone; blocks. Raises as `Searcher.search` does."""
         timings: dict[str, float] = {}
         queries = beside(question, history) if self._history else ()
+        trail = Trail(question)
         passages = self._searcher.search(
-            question, k=k, collection=collection, beside=queries, timings=timings, filter=filter
+            question,
+            k=k,
+            collection=collection,
+            beside=queries,
+            timings=timings,
+            filter=filter,
+            hops=self._hops if hops is None else hops,
+            trail=trail,
         )
         notes = ("searched with the question before it",) if queries and leans(question) else ()
-        return Sought(tuple(passages), notes, timings)
+        return Sought(tuple(passages), (*notes, *trail.notes()), timings)
 
     async def seek(
         self,
@@ -71,11 +89,12 @@ class Seeker:
         history: Sequence[Message] = (),
         filter: Filter | None = None,
         rerank: int | None = None,
+        hops: int | None = None,
     ) -> Sought:
         """The `k` best passages, reranked by the base model where that is wanted. Raises as `look` does."""
         top = self._rerank if rerank is None else rerank
         sought = await asyncio.to_thread(
-            self.look, question, k=max(k, top), collection=collection, history=history, filter=filter
+            self.look, question, k=max(k, top), collection=collection, history=history, filter=filter, hops=hops
         )
         if top > 1 and len(sought.passages) > 1:
             sought = await self._reranked(question, sought, top)

@@ -59,6 +59,7 @@ class RetrievalPlan:
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)  # a user's own, where they are not the defaults
     rerank: int = 0  # so many passages in a further way; 0: there is none
+    hops: int = 1  # searches in a further way; 1: there is none
 
     @property
     def conversations(self) -> bool:
@@ -67,7 +68,7 @@ class RetrievalPlan:
 
 
 def make_plan(
-    docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, rerank: int = 0
+    docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, rerank: int = 0, hops: int = 1
 ) -> RetrievalPlan:
     """At most `most` answerable questions (0: all), over all documents. Raises `InputError`."""
     versions = read_documents(docs)
@@ -88,7 +89,7 @@ def make_plan(
         ),
     }
     own = own_settings(settings)
-    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own, rerank)
+    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own, rerank, hops)
 
 
 def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]
             "documents": len(plan.documents),
             "passages": passages,
             "reranked": plan.rerank,
+            "hops": plan.hops,
             "questions": len(plan.questions),
             "left_out": dict(plan.left_out),
         },
@@ -130,6 +132,7 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
         }
         for name, lists in ranked.items()
     }
+    several = [len(set(q.doc_ids)) > 1 for q in questions]
     better = {k: max(("bm25", "dense"), key=lambda name: fmean(recalls[name][k])) for k in KS}
     kinds = {
         "leans on the conversation": [bool(q.history) and leans(q.question) for q in questions],
@@ -151,6 +154,11 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
             name: {str(k): mean_interval(values, clusters, seed=seed) for k, values in by_k.items()}
             for name, by_k in recalls.items()
         },
+        "complete": {  # of the questions of several documents
+            name: {str(k): _mean_of(_complete(lists, questions, k), several, clusters, seed) for k in KS}
+            for name, lists in ranked.items()
+            if any(several)
+        },
         "ahead_of": {
             other: {str(k): _ahead(recalls, other, k, clusters, seed) for k in KS} for other in ranked if other != OURS
         }
@@ -160,6 +168,11 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
             }
         },
     }
+
+
+def _complete(lists: Sequence[Ranked], questions: Sequence[EvalQuestion], k: int) -> list[float]:
+    """For each question 1 if all of its documents are among the first `k`, else 0."""
+    return [float(set(q.doc_ids) <= set(found[:k])) for found, q in zip(lists, questions, strict=True)]
 
 
 def _mean_of(values: Sequence[float], chosen: Sequence[bool], clusters: Sequence[str], seed: int) -> Interval:
@@ -233,11 +246,24 @@ def _ways(store: HybridQA, plan: RetrievalPlan, timings: list[dict[str, float]])
             )
         )
 
+    def onward(question: EvalQuestion) -> list[Passage]:
+        return _all_of(
+            seeker.look(
+                question.question,
+                k=ROUTING_PASSAGES,
+                collection=DEFAULT_COLLECTION,
+                history=question.history,
+                hops=plan.hops,
+            )
+        )
+
     ways = dict(zip(WAYS, (read(by_words), read(by_vectors), read(by_ranks), ours), strict=True))
     if plan.conversations:
         ways |= {ALONE: alone, PREPENDED: prepended}
     if plan.rerank:
         ways |= {RERANKED: reranked}
+    if plan.hops > 1:
+        ways |= {f"hybridqa, {plan.hops} hops": onward}
     return ways
 
 

@@ -63,6 +63,41 @@ def test_passages_are_reranked_where_asked_to(store: HybridQA) -> None:
     assert all(one.likelihood is None for one in plain.passages)
 
 
+CHAIN = {
+    "Tolmere": "Tolmere is a harbour town. Several works were made there, among them Iron Tide.",
+    "Iron Tide": "Iron Tide is a tale of the sea by Pavla Renn. Its cast came from Oskvar.",
+    **{f"Cinema of {town}": f"The cinema of {town} shows a film every day." for town in ("Arden", "Brusk", "Delf")},
+}
+
+
+def test_what_was_found_is_searched_with_where_asked_to(store: HybridQA) -> None:
+    for title, text in CHAIN.items():
+        store.add_text(title.lower(), text, title=title, collection="films")
+    question = "Who directed the film that was shot in Tolmere?"
+    once = store.seeker.look(question, k=3, collection="films")
+    twice = store.seeker.look(question, k=3, collection="films", hops=2)
+    assert [one.passage.doc_id for one in twice.passages[:2]] == ["tolmere", "iron tide"]
+    assert "iron tide" not in [one.passage.doc_id for one in once.passages[:2]] and once.notes == ()
+    assert len(twice.notes) == 1 and twice.notes[0].startswith("hop 2: searched with what 'Tolmere' and ")
+    assert store.run(store.seeker.seek(question, k=3, collection="films", hops=2)).passages == twice.passages
+    answer = store.ask(question, collection="films", k=2, hops=2, rerank=3)
+    assert answer.route is not None and answer.timings["hops"] > 0
+    assert answer.route_reason.startswith(f"{twice.notes[0]}; 3 passages reranked; 2 passages of")
+
+
+def test_hops_are_a_setting_that_a_question_outranks(store: HybridQA) -> None:
+    reranker = LikelihoodReranker(store.prompts, max_model_len=512)
+    seeker = Seeker(store.searcher, reranker, store.engine_ready, rerank=0, history=True, hops=3)
+    assert any(
+        note.startswith("hop 2: ") for note in seeker.look("What does it cost?", k=2, collection="default").notes
+    )
+    told = seeker.look("What does it cost?", k=2, collection="default", history=TALK, hops=1)
+    assert told.notes == ("searched with the question before it",)
+    onward = seeker.look("What does it cost?", k=2, collection="default", history=TALK)
+    assert onward.notes[0] == told.notes[0] and len(onward.notes) > 1
+    assert onward.passages[0].passage == told.passages[0].passage
+
+
 def test_an_engine_that_fails_costs_the_order_and_no_passage(store: HybridQA) -> None:
     async def broken() -> Engine:
         raise EngineError("the engine is out of order. Ask again.")

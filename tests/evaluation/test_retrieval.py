@@ -62,6 +62,28 @@ def test_the_report_counts_what_search_finds(data: tuple[Path, Path], tmp_path: 
     assert all(spent["p50"] > 0 for spent in report["seconds"].values())
 
 
+def test_more_hops_are_a_further_way(tmp_path: Path) -> None:
+    rows = {
+        "Tolmere": "Tolmere is a harbour town. Several works were made there, among them Iron Tide.",
+        "Iron Tide": "Iron Tide is a tale of the sea by Pavla Renn. Its cast came from Oskvar.",
+        **{
+            f"Cinema of {town}": f"The cinema of {town} shows a film every day."
+            for town in ("Arden", "Brusk", "Corvin")
+        },
+    }
+    docs, questions = tmp_path / "x.docs.jsonl", tmp_path / "x.questions.jsonl"
+    docs.write_text(
+        "".join(json.dumps({"doc_id": name, "title": name, "text": text}) + "\n" for name, text in rows.items())
+    )
+    asked = {"question": "Who directed the film that was shot in Tolmere?", "answers": ["Pavla Renn"]}
+    questions.write_text(json.dumps({"qid": "q", **asked, "doc_ids": ["Tolmere", "Iron Tide"]}) + "\n")
+    report = run_retrieval(make_plan(docs, questions, Settings(), hops=2), tmp_path / "work", nothing)
+    assert list(report["recall"]) == [*WAYS, "hybridqa, 2 hops"] and report["data"]["hops"] == 2
+    assert report["recall"]["hybridqa, 2 hops"]["2"].mean == 1.0 and report["recall"][OURS]["2"].mean == 0.5
+    assert report["complete"]["hybridqa, 2 hops"]["2"].mean == 1.0 and report["complete"][OURS]["2"].mean == 0.0
+    assert report["ahead_of"]["hybridqa, 2 hops"]["2"].mean == -0.5
+
+
 def test_a_store_that_is_there_is_gone_on_with_and_holds_what_was_given(
     data: tuple[Path, Path], tmp_path: Path
 ) -> None:
