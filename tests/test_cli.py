@@ -387,6 +387,16 @@ def test_chat_reads_a_script(run: Run, filled: Path) -> None:
     assert answers[1]["passages"] == []
 
 
+def test_chat_has_follow_ups_restated_where_asked_to(run: Run, filled: Path) -> None:
+    """By a model of random weights: what it writes is refused, and said so."""
+    script = "Who built the Tarn bridge?\nAnd what colour is it?\n"
+    first, second = (json.loads(line) for line in run("chat", "--rewrite", "--json", stdin=script).stdout.splitlines())
+    assert "rewritten" not in first["reason"] and second["reason"].startswith("not rewritten: ")
+    assert "; searched with the question before it; " in second["reason"] and second["timings"]["rewrite"] > 0
+    plain = [json.loads(line) for line in run("chat", "--no-rewrite", "--json", stdin=script).stdout.splitlines()]
+    assert plain[1]["reason"].startswith("searched with the question before it; ")
+
+
 def test_chat_goes_on_after_a_bad_line(run: Run, filled: Path) -> None:
     result = run("chat", "--json", stdin="/mode psychic\n" + "why " * 600 + "\nWho built the Tarn bridge?\n")
     assert result.exit_code == 1

@@ -98,7 +98,8 @@ class Answerer:
         """What is found for a question that was checked. Raises as `Seeker.seek` does."""
         if Mode(options.get("mode", Mode.HYBRID)) is Mode.CLOSED:
             return Sought()
-        return await self._seeker.seek(question, rerank=options.get("rerank"), **self._where(options))
+        rerank, rewrite = options.get("rerank"), options.get("rewrite")
+        return await self._seeker.seek(question, rerank=rerank, rewrite=rewrite, **self._where(options))
 
     def _where(self, options: AskOptions) -> _Where:
         return {

@@ -36,6 +36,10 @@ Rerank = Annotated[
     int | None, typer.Option("--rerank", min=0, help="Rank so many passages anew by the base model; 0: none.")
 ]
 
+Rewrite = Annotated[
+    bool | None,
+    typer.Option("--rewrite/--no-rewrite", help="Have the base model restate follow-ups that cannot stand alone."),
+]
 Hops = Annotated[
     int | None, typer.Option("--hops", min=1, help="Search so many times, each further one for what was found.")
 ]
@@ -93,13 +97,16 @@ def chat(
     until: Until = None,
     rerank: Rerank = None,
     hops: Hops = None,
+    rewrite: Rewrite = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
     by_hand = sys.stdin.isatty()
     history: list[Message] = []
     troubled = False
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops)
+    asked = _options(
+        collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops, rewrite
+    )
     with open_store(context) as store:
         store.catalog.require_collection(collection)
         if by_hand:
@@ -171,6 +178,7 @@ def _options(
     filter: Filter | None,
     rerank: int | None,
     hops: int | None,
+    rewrite: bool | None = None,
 ) -> AskOptions:
     """The options that hold for all questions of a command; what was not given is left to the settings."""
     extractor = False if no_extractor else None
@@ -182,6 +190,7 @@ def _options(
         "filter": filter,
         "rerank": rerank,
         "hops": hops,
+        "rewrite": rewrite,
     }
 
 

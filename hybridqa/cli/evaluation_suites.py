@@ -49,6 +49,9 @@ def retrieval(
     hops: Annotated[
         int, typer.Option("--hops", min=1, help="Also search so many times, each further one for what was found.")
     ] = 1,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Also have the base model restate follow-ups that cannot stand alone.")
+    ] = False,
     seed: Seed = None,
     work: Work = None,
     report_file: Output = None,
@@ -61,7 +64,7 @@ def retrieval(
 
     settings = _settings(context, report_file, work, plot)
     chosen = settings.seed if seed is None else seed
-    plan = make_plan(docs, questions, settings, most=most, seed=chosen, rerank=rerank, hops=hops)
+    plan = make_plan(docs, questions, settings, most=most, seed=chosen, rerank=rerank, hops=hops, rewrite=rewrite)
     draw = draw_recall if plot else None
     report = _measured(work, report_file, draw, lambda folder, tell: run_retrieval(plan, folder, tell))
     if as_json:
