@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     max_document_mb: float = Field(20.0, gt=0)
     passages: int = Field(4, ge=1)  # passages in a prompt, at most
     rerank: int = Field(0, ge=0)  # so many of the best passages are ranked anew by the base model; 0: none
+    hops: int = Field(1, ge=1)  # searches for a question, each further one for what was found before it
     history: bool = True  # search for a follow-up question with the one before it
+    rewrite: bool = False  # have the base model restate a follow-up question that cannot stand alone
     context_tokens: int = Field(1500, ge=64)  # the sources' share of the prompt
     max_answer_tokens: int = Field(128, ge=1)
     modules: int = Field(1, ge=0)  # modules in a stack, at most

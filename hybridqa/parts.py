@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from hybridqa.answering.answerer import Answerer
 from hybridqa.answering.companions import CompanionChooser
 from hybridqa.answering.prompt import PromptBuilder
+from hybridqa.answering.rewriting import Rewriter
 from hybridqa.answering.seeking import Seeker
 from hybridqa.answering.stacks_in_use import StacksInUse
 from hybridqa.catalog import Catalog
@@ -128,9 +129,12 @@ class Parts:
         return Seeker(
             self.searcher,
             LikelihoodReranker(self.prompts, max_model_len=length),
+            Rewriter(self.prompts, max_model_len=length),
             self.engine_ready,
             rerank=settings.rerank,
             history=settings.history,
+            hops=settings.hops,
+            rewrite=settings.rewrite,
         )
 
     @cached_property

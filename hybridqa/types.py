@@ -113,6 +113,7 @@ class ScoredPassage:
     title: float = 0.0  # how far the question names its document, 0 to 1
     also: tuple[Passage, ...] = ()  # others that say the same, and were left out for it
     likelihood: float | None = None  # of the question behind it, nats a token; None where it was not reranked
+    linked: float = 0.0  # of its score: what leads to it from passages that were found before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,17 +325,19 @@ def test_ask_json_is_the_documented_object(run: Run, filled: Path) -> None:
 
 
 def test_ask_explains_what_was_found_and_decided(run: Run, filled: Path) -> None:
-    words = ("ask", "Who built the Tarn bridge?", "--rerank", 2, "--explain")
+    words = ("ask", "Who built the Tarn bridge?", "--rerank", 2, "--hops", 2, "--explain")
     told = json.loads(run(*words, "--json").stdout)["explanation"]
     assert [found["doc_id"] for found in told["found"]] == ["below/bridge.md", "kettle.txt"]
     first = told["found"][0]
     assert first["source"] == 1 and first["coverage"] == 1.0 and first["title"] > 0 and first["likelihood"] < 0
     assert list(told["evidence"]) == ["below/bridge.md", "kettle.txt"]
     assert told["modules"] == [] and told["mode"] == "hybrid"
-    assert told["reason"].startswith("2 passages reranked; 2 passages of 2 documents; no module for these documents")
-    assert told["seconds"]["rerank"] > 0
+    hop = "hop 2: searched with what 'Tarn bridge' and 'kettle' say; "
+    reason = f"{hop}2 passages reranked; 2 passages of 2 documents; no module for these documents"
+    assert told["reason"].startswith(reason)
+    assert told["seconds"]["rerank"] > 0 and told["seconds"]["hops"] > 0 and first["linked"] >= 0
     shown = run(*words).stdout
-    assert "route: 2 passages reranked;" in shown and "below/bridge.md" in shown and "rerank" in shown
+    assert f"route: {hop}2 passages reranked;" in shown and "below/bridge.md" in shown and "rerank" in shown
     assert "explanation" not in json.loads(run("ask", "Who built the Tarn bridge?", "--json").stdout)
 
 
@@ -383,6 +385,16 @@ def test_chat_reads_a_script(run: Run, filled: Path) -> None:
     ]
     assert answers[1]["usage"]["prompt_tokens"] > answers[2]["usage"]["prompt_tokens"]
     assert answers[1]["passages"] == []
+
+
+def test_chat_has_follow_ups_restated_where_asked_to(run: Run, filled: Path) -> None:
+    """By a model of random weights: what it writes is refused, and said so."""
+    script = "Who built the Tarn bridge?\nAnd what colour is it?\n"
+    first, second = (json.loads(line) for line in run("chat", "--rewrite", "--json", stdin=script).stdout.splitlines())
+    assert "rewritten" not in first["reason"] and second["reason"].startswith("not rewritten: ")
+    assert "; searched with the question before it; " in second["reason"] and second["timings"]["rewrite"] > 0
+    plain = [json.loads(line) for line in run("chat", "--no-rewrite", "--json", stdin=script).stdout.splitlines()]
+    assert plain[1]["reason"].startswith("searched with the question before it; ")
 
 
 def test_chat_goes_on_after_a_bad_line(run: Run, filled: Path) -> None:

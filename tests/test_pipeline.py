@@ -187,7 +187,15 @@ def test_bad_questions_and_documents_are_refused_and_the_store_goes_on(open_stor
     for question in ("", "  \n", "why " * 4000):
         with pytest.raises(QuestionError):
             qa.ask(question)
-    for name, bad in (("k", 0), ("k", "4"), ("modules", -1), ("rerank", -1), ("plugins", "house-style")):
+    for name, bad in (
+        ("k", 0),
+        ("k", "4"),
+        ("modules", -1),
+        ("rerank", -1),
+        ("hops", 0),
+        ("rewrite", "yes"),
+        ("plugins", "house-style"),
+    ):
         with pytest.raises(QuestionError, match=f"{name}={bad!r}"):
             qa.ask("Who?", **{name: bad})  # type: ignore[misc]
     with pytest.raises(CollectionNotFoundError, match="nowhere"):

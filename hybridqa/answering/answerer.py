@@ -56,6 +56,7 @@ class _Where(TypedDict):
     collection: str
     history: tuple[Message, ...]
     filter: Filter | None
+    hops: int | None
 
 
 class Answerer:
@@ -99,7 +100,8 @@ class Answerer:
         """What is found for a question that was checked. Raises as `Seeker.seek` does."""
         if Mode(options.get("mode", Mode.HYBRID)) is Mode.CLOSED:
             return Sought()
-        return await self._seeker.seek(question, rerank=options.get("rerank"), **self._where(options))
+        rerank, rewrite = options.get("rerank"), options.get("rewrite")
+        return await self._seeker.seek(question, rerank=rerank, rewrite=rewrite, **self._where(options))
 
     def _where(self, options: AskOptions) -> _Where:
         return {
@@ -107,6 +109,7 @@ class Answerer:
             "collection": options.get("collection", DEFAULT_COLLECTION),
             "history": tuple(options.get("history", ())),
             "filter": options.get("filter"),
+            "hops": options.get("hops"),
         }
 
     def plan(self, question: str, options: AskOptions, sought: Sought | None = None) -> Plan:

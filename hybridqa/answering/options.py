@@ -24,6 +24,8 @@ class AskOptions(TypedDict, total=False):
     filter: Filter | None  # which documents may answer, by passages or modules; all of the collection's
     extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
     rerank: int | None  # so many passages are ranked anew by the base model; the setting `rerank`
+    rewrite: bool | None  # whether the base model restates a follow-up that cannot stand alone; the setting `rewrite`
+    hops: int | None  # searches, each for what those before it found; the setting `hops`
 
 
 def check_options(names: Iterable[str]) -> None:
@@ -41,10 +43,12 @@ def check_values(question: str, options: AskOptions) -> None:
         raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
     if (mode := options.get("mode")) is not None and mode not in list(Mode):
         raise QuestionError(f"mode={mode!r} cannot be used; expected one of {', '.join(Mode)}.")
-    for name, least in (("k", 1), ("modules", 0), ("rerank", 0)):
+    for name, least in (("k", 1), ("modules", 0), ("rerank", 0), ("hops", 1)):
         value = options.get(name)
         if value is not None and (not isinstance(value, int) or value < least):
             raise QuestionError(f"{name}={value!r} cannot be used; expected a whole number of {least} or more.")
+    if (rewrite := options.get("rewrite")) is not None and not isinstance(rewrite, bool):
+        raise QuestionError(f"rewrite={rewrite!r} cannot be used; expected True or False.")
     plugins, filter = options.get("plugins"), options.get("filter")
     if plugins is not None and (isinstance(plugins, str) or not all(isinstance(name, str) for name in plugins)):
         raise QuestionError(f"plugins={plugins!r} cannot be used; expected a list of ids such as ['house-style'].")

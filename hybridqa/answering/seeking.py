@@ -1,4 +1,4 @@
-"""Looks for the passages that a question is about: with the conversation before it, and reranked where asked to.
+"""Looks for the passages that a question is about: with the conversation, over several hops, reranked.
 
 Knows nothing about routes or prompts. Invariant: what the engine is asked for here can fail, and then costs the
 question that help, never its passages.
@@ -12,9 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from hybridqa.answering.rewriting import Restated, Rewriter
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineClosedError, EngineError
 from hybridqa.retrieval.followup import beside, leans
+from hybridqa.retrieval.hops import Trail
 from hybridqa.retrieval.rerank import LikelihoodReranker
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.types import Filter, Message, ScoredPassage
@@ -38,29 +40,58 @@ class Seeker:
         self,
         searcher: Searcher,
         reranker: LikelihoodReranker,
+        rewriter: Rewriter,
         engine: Callable[[], Awaitable[Engine]],
         *,
         rerank: int,
         history: bool,
+        hops: int = 1,
+        rewrite: bool = False,
     ) -> None:
-        """`engine` gives the one that runs, on its loop; `rerank` and `history` are the settings."""
+        """`engine` gives the one that runs, on its loop; the numbers and switches are the settings of their names."""
         self._searcher = searcher
         self._reranker = reranker
+        self._rewriter = rewriter
         self._engine = engine
         self._rerank = rerank
         self._history = history
+        self._hops = hops
+        self._rewrite = rewrite
 
     def look(
-        self, question: str, *, k: int, collection: str, history: Sequence[Message] = (), filter: Filter | None = None
+        self,
+        question: str,
+        *,
+        k: int,
+        collection: str,
+        history: Sequence[Message] = (),
+        filter: Filter | None = None,
+        hops: int | None = None,
+        restated: str = "",
     ) -> Sought:
-        """The `k` best passages by search alone; blocks. Raises as `Searcher.search` does."""
+        """The `k` best passages by search alone; blocks. Raises as `Searcher.search` does.
+
+        `restated` is the question as it would be asked without the history.
+        """
         timings: dict[str, float] = {}
-        queries = beside(question, history) if self._history else ()
+        queries = beside(question, history, restated) if self._history else ()
+        trail = Trail(restated or question)
         passages = self._searcher.search(
-            question, k=k, collection=collection, beside=queries, timings=timings, filter=filter
+            question,
+            k=k,
+            collection=collection,
+            beside=queries,
+            timings=timings,
+            filter=filter,
+            hops=self._hops if hops is None else hops,
+            trail=trail,
         )
-        notes = ("searched with the question before it",) if queries and leans(question) else ()
-        return Sought(tuple(passages), notes, timings)
+        notes: tuple[str, ...] = ()
+        if queries and restated:
+            notes = (f"searched for {restated!r}",)
+        elif queries and leans(question):
+            notes = ("searched with the question before it",)
+        return Sought(tuple(passages), (*notes, *trail.notes()), timings)
 
     async def seek(
         self,
@@ -71,15 +102,42 @@ class Seeker:
         history: Sequence[Message] = (),
         filter: Filter | None = None,
         rerank: int | None = None,
+        hops: int | None = None,
+        rewrite: bool | None = None,
     ) -> Sought:
-        """The `k` best passages, reranked by the base model where that is wanted. Raises as `look` does."""
+        """The `k` best passages, with the base model's help where that is wanted. Raises as `look` does."""
         top = self._rerank if rerank is None else rerank
+        restated, spent = Restated(), 0.0
+        wanted = self._rewrite if rewrite is None else rewrite
+        if wanted and self._history and beside(question, history) and leans(question):
+            begun = time.perf_counter()
+            restated = await self._restated(question, history)
+            spent = time.perf_counter() - begun
         sought = await asyncio.to_thread(
-            self.look, question, k=max(k, top), collection=collection, history=history, filter=filter
+            self.look,
+            question,
+            k=max(k, top),
+            collection=collection,
+            history=history,
+            filter=filter,
+            hops=hops,
+            restated=restated.question,
         )
+        if spent:
+            notes = (f"not rewritten: {restated.refused}",) if restated.refused else ()
+            sought = Sought(sought.passages, (*notes, *sought.notes), {"rewrite": spent, **sought.timings})
         if top > 1 and len(sought.passages) > 1:
             sought = await self._reranked(question, sought, top)
         return replace(sought, passages=sought.passages[:k])
+
+    async def _restated(self, question: str, history: Sequence[Message]) -> Restated:
+        try:
+            return await self._rewriter.rewrite(question, history, await self._engine())
+        except EngineClosedError:
+            raise
+        except EngineError as error:
+            log.warning("a question was not rewritten: %s", error)
+            return Restated(refused=str(error))
 
     async def _reranked(self, question: str, sought: Sought, top: int) -> Sought:
         begun = time.perf_counter()

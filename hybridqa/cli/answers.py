@@ -36,6 +36,14 @@ Rerank = Annotated[
     int | None, typer.Option("--rerank", min=0, help="Rank so many passages anew by the base model; 0: none.")
 ]
 
+Rewrite = Annotated[
+    bool | None,
+    typer.Option("--rewrite/--no-rewrite", help="Have the base model restate follow-ups that cannot stand alone."),
+]
+Hops = Annotated[
+    int | None, typer.Option("--hops", min=1, help="Search so many times, each further one for what was found.")
+]
+
 
 @command
 def ask(
@@ -51,6 +59,7 @@ def ask(
     since: Since = None,
     until: Until = None,
     rerank: Rerank = None,
+    hops: Hops = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what was found, what speaks for it, and what was decided.")
     ] = False,
@@ -62,7 +71,7 @@ def ask(
         question = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not question.strip():
         raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank)
+    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops)
     with open_store(context) as store:
         answer = _answer(store, question, {**asked, "mode": mode}, stream, as_json)
         if as_json:
@@ -87,13 +96,17 @@ def chat(
     since: Since = None,
     until: Until = None,
     rerank: Rerank = None,
+    hops: Hops = None,
+    rewrite: Rewrite = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask one question after another; earlier turns are remembered. Reads lines from standard input."""
     by_hand = sys.stdin.isatty()
     history: list[Message] = []
     troubled = False
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank)
+    asked = _options(
+        collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops, rewrite
+    )
     with open_store(context) as store:
         store.catalog.require_collection(collection)
         if by_hand:
@@ -164,6 +177,8 @@ def _options(
     no_extractor: bool,
     filter: Filter | None,
     rerank: int | None,
+    hops: int | None,
+    rewrite: bool | None = None,
 ) -> AskOptions:
     """The options that hold for all questions of a command; what was not given is left to the settings."""
     extractor = False if no_extractor else None
@@ -174,6 +189,8 @@ def _options(
         "extractor": extractor,
         "filter": filter,
         "rerank": rerank,
+        "hops": hops,
+        "rewrite": rewrite,
     }
 
 

@@ -49,6 +49,12 @@ def retrieval(
     rerank: Annotated[
         int, typer.Option("--rerank", min=0, help="Also rank so many passages anew by the base model; 0: don't.")
     ] = 0,
+    hops: Annotated[
+        int, typer.Option("--hops", min=1, help="Also search so many times, each further one for what was found.")
+    ] = 1,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Also have the base model restate follow-ups that cannot stand alone.")
+    ] = False,
     seed: Seed = None,
     work: Work = None,
     report_file: Output = None,
@@ -60,7 +66,8 @@ def retrieval(
     from hybridqa.evaluation.retrieval import make_plan, run_retrieval
 
     settings = _settings(context, report_file, work, plot)
-    plan = make_plan(docs, questions, settings, most=most, seed=settings.seed if seed is None else seed, rerank=rerank)
+    chosen = settings.seed if seed is None else seed
+    plan = make_plan(docs, questions, settings, most=most, seed=chosen, rerank=rerank, hops=hops, rewrite=rewrite)
     draw = draw_recall if plot else None
     report = _measured(work, report_file, draw, lambda folder, tell: run_retrieval(plan, folder, tell))
     if as_json:

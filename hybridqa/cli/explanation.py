@@ -10,7 +10,7 @@ from typing import Any
 from hybridqa.cli import output
 from hybridqa.types import Answer, ScoredPassage
 
-_COLUMNS = ("", "score", "cosine", "bm25", "words", "title", "likelihood", "document", "passage")
+_COLUMNS = ("", "score", "cosine", "bm25", "words", "title", "linked", "likelihood", "document", "passage")
 
 
 def explanation(answer: Answer) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def explanation(answer: Answer) -> dict[str, Any]:
                 "bm25": scored.lexical,
                 "coverage": scored.coverage,
                 "title": scored.title,
+                "linked": scored.linked,
                 "likelihood": scored.likelihood,
                 "same_as": [{"doc_id": other.doc_id, "ordinal": other.ordinal} for other in scored.also],
                 "source": shown.get(scored.passage.passage_id),
@@ -92,6 +93,7 @@ def _row(scored: ScoredPassage, number: int | None) -> tuple[str, ...]:
         _number(scored.lexical),
         f"{scored.coverage:.2f}",
         f"{scored.title:.2f}",
+        f"{scored.linked:.2f}",
         _number(scored.likelihood),
         scored.passage.doc_id,
         f"{text[:60]}{'…' if len(text) > 60 else ''}{also}",

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INCHES = (6.0, 4.0)
-_COLOURS = ("#767676", "#b5651d", "#5b7f95", "#1b4965", "#a4161a", "#2a9d8f")
+_COLOURS = (  # one for each way that a report can have
+    "#767676",
+    "#b5651d",
+    "#5b7f95",
+    "#1b4965",
+    "#a4161a",
+    "#2a9d8f",
+    "#6a4c93",
+    "#bc8a00",
+    "#d6629a",
+)
 
 
 def check_plots() -> None:

@@ -6,15 +6,12 @@ documents by their best passage.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from hybridqa.answering.answerer import ROUTING_PASSAGES
-from hybridqa.answering.seeking import Sought
 from hybridqa.config import Settings
 from hybridqa.errors import InputError
 from hybridqa.evaluation.datasets import (
@@ -29,22 +26,12 @@ from hybridqa.evaluation.datasets import (
 from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.statistics import Interval, mean_interval, paired_difference
 from hybridqa.evaluation.stores import Tell, own_settings, store_of
-from hybridqa.pipeline import HybridQA
+from hybridqa.evaluation.ways import OURS, Ways
 from hybridqa.retrieval.followup import leans
-from hybridqa.retrieval.fusion import reciprocal_rank_fusion
-from hybridqa.retrieval.lexical import LexicalIndex
-from hybridqa.types import DEFAULT_COLLECTION, Passage
+from hybridqa.types import DEFAULT_COLLECTION
 
 KS = (1, 2, 4, 5, 8)  # documents
-DEPTH = 100  # passages of each way that ours is compared with, from which documents are ranked
-OURS = "hybridqa"
-WAYS = ("bm25", "dense", "rrf", OURS)
-ALONE = "hybridqa, the question alone"  # where there are conversations
-PREPENDED = "hybridqa, the conversation in the question"
-RERANKED = "hybridqa, reranked"
-
 Ranked = list[str]  # doc ids, best first
-Way = Callable[[EvalQuestion], Sequence[Passage]]  # from a question to passages, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +46,8 @@ class RetrievalPlan:
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)  # a user's own, where they are not the defaults
     rerank: int = 0  # so many passages in a further way; 0: there is none
+    hops: int = 1  # searches in a further way; 1: there is none
+    rewrite: bool = False  # whether there is a further way in which follow-ups are rewritten
 
     @property
     def conversations(self) -> bool:
@@ -67,7 +56,15 @@ class RetrievalPlan:
 
 
 def make_plan(
-    docs: Path, questions: Path, settings: Settings, *, most: int = 400, seed: int = 0, rerank: int = 0
+    docs: Path,
+    questions: Path,
+    settings: Settings,
+    *,
+    most: int = 400,
+    seed: int = 0,
+    rerank: int = 0,
+    hops: int = 1,
+    rewrite: bool = False,
 ) -> RetrievalPlan:
     """At most `most` answerable questions (0: all), over all documents. Raises `InputError`."""
     versions = read_documents(docs)
@@ -87,15 +84,19 @@ def make_plan(
             bool(q.doc_ids) and not q.unanswerable and not known.issuperset(q.doc_ids) for q in every
         ),
     }
-    own = own_settings(settings)
-    return RetrievalPlan(docs, questions, documents, draw(usable, most, seed), left_out, seed, own, rerank)
+    own, drawn = own_settings(settings), draw(usable, most, seed)
+    if rewrite and not any(question.history for question in drawn):
+        raise InputError(
+            f"no question of {str(questions)!r} that is asked has a 'history'; expected some that do, or no --rewrite."
+        )
+    return RetrievalPlan(docs, questions, documents, drawn, left_out, seed, own, rerank, hops, rewrite)
 
 
 def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]:
     """The report, as plain data. Raises `StoreError` while another run is at work in the folder."""
     with store_of(plan.documents, work, tell, **plan.settings) as store:
-        timings: list[dict[str, float]] = []
-        ways = _ways(store, plan, timings)
+        searches = Ways(store)
+        ways = searches.of(conversations=plan.conversations, rerank=plan.rerank, hops=plan.hops, rewrite=plan.rewrite)
         ranked: dict[str, list[Ranked]] = {name: [] for name in ways}
         for place, question in enumerate(plan.questions):
             tell("searching", place, len(plan.questions))
@@ -112,11 +113,13 @@ def run_retrieval(plan: RetrievalPlan, work: Path, tell: Tell) -> dict[str, Any]
             "documents": len(plan.documents),
             "passages": passages,
             "reranked": plan.rerank,
+            "hops": plan.hops,
+            "rewritten": dict(searches.rewritten),
             "questions": len(plan.questions),
             "left_out": dict(plan.left_out),
         },
         **scores(ranked, plan.questions, plan.seed),
-        "seconds": _seconds(timings),
+        "seconds": _seconds(searches.timings),
     }
 
 
@@ -130,6 +133,7 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
         }
         for name, lists in ranked.items()
     }
+    several = [len(set(q.doc_ids)) > 1 for q in questions]
     better = {k: max(("bm25", "dense"), key=lambda name: fmean(recalls[name][k])) for k in KS}
     kinds = {
         "leans on the conversation": [bool(q.history) and leans(q.question) for q in questions],
@@ -151,6 +155,11 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
             name: {str(k): mean_interval(values, clusters, seed=seed) for k, values in by_k.items()}
             for name, by_k in recalls.items()
         },
+        "complete": {  # of the questions of several documents
+            name: {str(k): _mean_of(_complete(lists, questions, k), several, clusters, seed) for k in KS}
+            for name, lists in ranked.items()
+            if any(several)
+        },
         "ahead_of": {
             other: {str(k): _ahead(recalls, other, k, clusters, seed) for k in KS} for other in ranked if other != OURS
         }
@@ -160,6 +169,11 @@ def scores(ranked: Mapping[str, Sequence[Ranked]], questions: Sequence[EvalQuest
             }
         },
     }
+
+
+def _complete(lists: Sequence[Ranked], questions: Sequence[EvalQuestion], k: int) -> list[float]:
+    """For each question 1 if all of its documents are among the first `k`, else 0."""
+    return [float(set(q.doc_ids) <= set(found[:k])) for found, q in zip(lists, questions, strict=True)]
 
 
 def _mean_of(values: Sequence[float], chosen: Sequence[bool], clusters: Sequence[str], seed: int) -> Interval:
@@ -181,69 +195,6 @@ def _ahead(
 
 def _parts(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def _ways(store: HybridQA, plan: RetrievalPlan, timings: list[dict[str, float]]) -> dict[str, Way]:
-    lexical = LexicalIndex(store.catalog)
-    embedder, dense, catalog, seeker = store.embedder, store.dense, store.catalog, store.seeker
-
-    def by_words(question: str) -> list[int]:
-        return [passage_id for passage_id, _ in lexical.search(question, DEPTH, DEFAULT_COLLECTION)]
-
-    def by_vectors(question: str) -> list[int]:
-        found = dense.search(embedder.embed_query(question), DEPTH, DEFAULT_COLLECTION, embedder=embedder.fingerprint)
-        return [passage_id for passage_id, _ in found]
-
-    def by_ranks(question: str) -> list[int]:
-        return [passage_id for passage_id, _ in reciprocal_rank_fusion([by_vectors(question), by_words(question)])]
-
-    def read(way: Callable[[str], list[int]]) -> Way:
-        def passages(question: EvalQuestion) -> list[Passage]:
-            ids = way(question.question)
-            known = catalog.get_passages(ids)
-            return [known[passage_id] for passage_id in ids]
-
-        return passages
-
-    def ours(question: EvalQuestion) -> list[Passage]:
-        begun = time.perf_counter()
-        sought = seeker.look(
-            question.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION, history=question.history
-        )
-        timings.append({**sought.timings, "all": time.perf_counter() - begun})
-        return _all_of(sought)
-
-    def alone(question: EvalQuestion) -> list[Passage]:
-        return _all_of(seeker.look(question.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION))
-
-    def prepended(question: EvalQuestion) -> list[Passage]:
-        text = " ".join([*(turn.content for turn in question.history), question.question])
-        return _all_of(seeker.look(text, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION))
-
-    def reranked(question: EvalQuestion) -> list[Passage]:
-        return _all_of(
-            store.run(
-                seeker.seek(
-                    question.question,
-                    k=ROUTING_PASSAGES,
-                    collection=DEFAULT_COLLECTION,
-                    history=question.history,
-                    rerank=plan.rerank,
-                )
-            )
-        )
-
-    ways = dict(zip(WAYS, (read(by_words), read(by_vectors), read(by_ranks), ours), strict=True))
-    if plan.conversations:
-        ways |= {ALONE: alone, PREPENDED: prepended}
-    if plan.rerank:
-        ways |= {RERANKED: reranked}
-    return ways
-
-
-def _all_of(sought: Sought) -> list[Passage]:
-    """The passages, with those that were left out because they say the same."""
-    return [passage for scored in sought.passages for passage in (scored.passage, *scored.also)]
 
 
 def _seconds(timings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

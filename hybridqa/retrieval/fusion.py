@@ -64,11 +64,15 @@ class TitleMatch:
 
     def score(self, asked: Collection[str], title: frozenset[str]) -> float:
         """0 to 1: all that is the title's own, and hardly another word, gives 1."""
-        whole = sum(self._weights[word] for word in title)
-        if not asked or whole <= 0:
+        if not asked:
             return 0.0
         shared = title.intersection(asked)
-        return sum(self._weights[word] for word in shared) / whole * sqrt(len(shared) / len(asked))
+        return self.share(title, shared) * sqrt(len(shared) / len(asked))
+
+    def share(self, title: frozenset[str], words: Collection[str]) -> float:
+        """How much of a title these words of it are, by how rare they are among the titles: 0 to 1."""
+        whole = sum(self._weights[word] for word in title)
+        return sum(self._weights[word] for word in words) / whole if whole > 0 else 0.0
 
 
 def reciprocal_rank_fusion(

@@ -19,6 +19,7 @@ from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.duplicates import Repetitions
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.fusion import FusionWeights, TitleMatch, best_first
+from hybridqa.retrieval.hops import ONWARD, Trail
 from hybridqa.retrieval.lexical import STOPWORDS, AskedWords, LexicalIndex, stem, text_words
 from hybridqa.types import Filter, Passage, ScoredPassage
 
@@ -64,11 +65,15 @@ class Searcher:
         beside: Sequence[Query] = (),
         timings: MutableMapping[str, float] | None = None,
         filter: Filter | None = None,
+        hops: int = 1,
+        trail: Trail | None = None,
     ) -> list[ScoredPassage]:
         """The `k` best passages of the collection, each with its cosine and, if it shares a word, its BM25.
 
         A passage's score is the mean of what speaks for it as an answer to the question and to the texts `beside` it,
-        by their weights; the rest that is told of it is of the question. `timings` takes the seconds of each step.
+        by their weights; the rest that is told of it is of the question. With more than one of `hops` what was found
+        is searched for onward, and the `trail`, if there is one, keeps from where. `timings` takes the seconds of each
+        step.
         Raises `QuestionError` for an empty question, `CollectionNotFoundError`, and `EmbedderMismatchError` when the
         store was embedded by another model.
         """
@@ -82,10 +87,32 @@ class Searcher:
             for query in (Query(question), *(query for query in beside if query.text.strip() and query.weight > 0))
         ]
         near = list(dict.fromkeys(passage_id for look in looks for passage_id in look.near))
+        found = self._scored(near, looks, collection)
+        best = without_repetitions(found, k)
+        clock.lap("fuse")
+        if hops < 2:
+            return best
+        trail = Trail(question) if trail is None else trail
+        for _ in range(hops - 1):
+            bridges = trail.lead_on(without_repetitions(found, len(near)))
+            if not bridges:
+                break
+            for bridge in bridges:
+                onward = self._lexical.search(bridge.query, LEXICAL_DEPTH * MIN_CANDIDATES, collection, filter)
+                bridge.lexical |= onward
+                near = list(dict.fromkeys((*near, *(passage_id for passage_id, _ in onward[:ONWARD]))))
+            found = trail.weigh(self._scored(near, looks, collection))
+        best = without_repetitions(found, k)
+        clock.lap("hops")
+        return best
+
+    def _scored(self, near: Sequence[int], looks: Sequence[_Look], collection: str) -> list[ScoredPassage]:
+        """The candidates with all that speaks for each for any of the texts, best first."""
         known = self._catalog.get_passages(near)
         # those that are gone or changed hands since they were ranked are left out
         passages = [known[place] for place in near if place in known and known[place].collection == collection]
         totals = [0.0] * len(passages)
+        found: list[ScoredPassage] = []
         for look in reversed(looks):  # the question's own comes last, and stays
             others = [one.passage_id for one in passages if one.passage_id not in look.dense]
             look.dense |= self._dense.cosines(look.vector_D, others, collection, embedder=self._embedder.fingerprint)
@@ -93,10 +120,7 @@ class Searcher:
             for place, score in enumerate(self._weights.scores(found)):
                 totals[place] += look.query.weight * score
         whole = sum(look.query.weight for look in looks)  # scores stay log-odds, however many texts they are of
-        scored = (replace(one, score=total / whole) for one, total in zip(found, totals, strict=True))
-        best = without_repetitions(best_first(scored), k)
-        clock.lap("fuse")
-        return best
+        return best_first(replace(one, score=total / whole) for one, total in zip(found, totals, strict=True))
 
     def _look(
         self, query: Query, k: int, collection: str, clock: _Clock, filter: Filter | None, only: Ids | None

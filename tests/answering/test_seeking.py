@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybridqa import HybridQA, Message
+from hybridqa.answering.rewriting import Rewriter
 from hybridqa.answering.seeking import Seeker
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineError
@@ -33,6 +34,27 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder) -> 
         yield qa
 
 
+def seeker_of(
+    store: HybridQA,
+    engine: Callable[[], Awaitable[Engine]],
+    *,
+    rerank: int = 0,
+    history: bool = True,
+    hops: int = 1,
+    rewrite: bool = False,
+) -> Seeker:
+    return Seeker(
+        store.searcher,
+        LikelihoodReranker(store.prompts, max_model_len=512),
+        Rewriter(store.prompts, max_model_len=512),
+        engine,
+        rerank=rerank,
+        history=history,
+        hops=hops,
+        rewrite=rewrite,
+    )
+
+
 def test_a_follow_up_is_searched_for_with_the_question_before_it(store: HybridQA) -> None:
     alone = store.seeker.look("What does it cost?", k=3, collection="default")
     told = store.seeker.look("What does it cost?", k=3, collection="default", history=TALK)
@@ -48,8 +70,7 @@ def test_a_setting_leaves_the_conversation_out(store: HybridQA) -> None:
     def never() -> Any:
         raise AssertionError("no engine is needed to search")
 
-    reranker = LikelihoodReranker(store.prompts, max_model_len=512)
-    seeker = Seeker(store.searcher, reranker, never, rerank=0, history=False)
+    seeker = seeker_of(store, never, history=False, rewrite=True)
     told = asyncio.run(seeker.seek("What does it cost?", k=3, collection="default", history=TALK))
     assert told.passages == store.seeker.look("What does it cost?", k=3, collection="default").passages
 
@@ -63,15 +84,96 @@ def test_passages_are_reranked_where_asked_to(store: HybridQA) -> None:
     assert all(one.likelihood is None for one in plain.passages)
 
 
+CHAIN = {
+    "Tolmere": "Tolmere is a harbour town. Several works were made there, among them Iron Tide.",
+    "Iron Tide": "Iron Tide is a tale of the sea by Pavla Renn. Its cast came from Oskvar.",
+    **{f"Cinema of {town}": f"The cinema of {town} shows a film every day." for town in ("Arden", "Brusk", "Delf")},
+}
+
+
+def test_what_was_found_is_searched_with_where_asked_to(store: HybridQA) -> None:
+    for title, text in CHAIN.items():
+        store.add_text(title.lower(), text, title=title, collection="films")
+    question = "Who directed the film that was shot in Tolmere?"
+    once = store.seeker.look(question, k=3, collection="films")
+    twice = store.seeker.look(question, k=3, collection="films", hops=2)
+    assert [one.passage.doc_id for one in twice.passages[:2]] == ["tolmere", "iron tide"]
+    assert "iron tide" not in [one.passage.doc_id for one in once.passages[:2]] and once.notes == ()
+    assert len(twice.notes) == 1 and twice.notes[0].startswith("hop 2: searched with what 'Tolmere' and ")
+    assert store.run(store.seeker.seek(question, k=3, collection="films", hops=2)).passages == twice.passages
+    answer = store.ask(question, collection="films", k=2, hops=2, rerank=3)
+    assert answer.route is not None and answer.timings["hops"] > 0
+    assert answer.route_reason.startswith(f"{twice.notes[0]}; 3 passages reranked; 2 passages of")
+
+
+def test_hops_are_a_setting_that_a_question_outranks(store: HybridQA) -> None:
+    seeker = seeker_of(store, store.engine_ready, hops=3)
+    assert any(
+        note.startswith("hop 2: ") for note in seeker.look("What does it cost?", k=2, collection="default").notes
+    )
+    told = seeker.look("What does it cost?", k=2, collection="default", history=TALK, hops=1)
+    assert told.notes == ("searched with the question before it",)
+    onward = seeker.look("What does it cost?", k=2, collection="default", history=TALK)
+    assert onward.notes[0] == told.notes[0] and len(onward.notes) > 1
+    assert onward.passages[0].passage == told.passages[0].passage
+
+
 def test_an_engine_that_fails_costs_the_order_and_no_passage(store: HybridQA) -> None:
     async def broken() -> Engine:
         raise EngineError("the engine is out of order. Ask again.")
 
-    reranker = LikelihoodReranker(store.prompts, max_model_len=512)
-    seeker = Seeker(store.searcher, reranker, broken, rerank=3, history=True)
+    seeker = seeker_of(store, broken, rerank=3)
     sought = asyncio.run(seeker.seek("Who founded the museum?", k=3, collection="default"))
     assert sought.passages == store.seeker.look("Who founded the museum?", k=3, collection="default").passages
     assert sought.notes == ("not reranked: the engine is out of order. Ask again.",)
+
+
+def test_a_restated_question_is_searched_for_in_place_of_the_one_before_it(store: HybridQA) -> None:
+    question, restated = "How long does it take?", "How long does the ferry Solvang take?"
+    plain = store.seeker.look(question, k=3, collection="default", history=TALK)
+    told = store.seeker.look(question, k=3, collection="default", history=TALK, restated=restated)
+    assert told.passages[0].passage.doc_id == "ferry" and plain.passages[0].passage.doc_id == "kettle"
+    assert told.notes == (f"searched for {restated!r}",) and plain.notes == ("searched with the question before it",)
+
+
+def test_a_model_that_writes_nonsense_costs_the_rewrite_alone(store: HybridQA) -> None:
+    """The weights are random: the gate refuses, and the question before is searched with."""
+    where: dict[str, Any] = {"k": 3, "collection": "default", "history": TALK}
+    told = store.run(store.seeker.seek("What does it cost?", rewrite=True, **where))
+    plain = store.seeker.look("What does it cost?", **where)
+    assert told.passages == plain.passages and told.timings["rewrite"] > 0
+    assert len(told.notes) == 2 and told.notes[0].startswith("not rewritten: ") and told.notes[1:] == plain.notes
+    answer = store.ask("What does it cost?", history=TALK, k=1, rewrite=True)
+    assert answer.route_reason.startswith(told.notes[0])
+
+
+def test_only_a_follow_up_that_leans_is_rewritten(store: HybridQA) -> None:
+    def never() -> Any:
+        raise AssertionError("no engine is needed to search")
+
+    seeker = seeker_of(store, never, rewrite=True)
+    for question, history in (
+        ("How long does the ferry Solvang take?", TALK),  # stands alone
+        ("What does it cost?", ()),
+        ("What does it cost?", (Message("assistant", "Ask me something."),)),
+    ):
+        told = asyncio.run(seeker.seek(question, k=3, collection="default", history=history))
+        assert told.notes == () and "rewrite" not in told.timings
+    with pytest.raises(AssertionError, match="no engine"):
+        asyncio.run(seeker.seek("What does it cost?", k=3, collection="default", history=TALK))
+    told = asyncio.run(seeker.seek("What does it cost?", k=3, collection="default", history=TALK, rewrite=False))
+    assert told.notes == ("searched with the question before it",)
+
+
+def test_an_engine_that_fails_costs_the_rewrite_and_no_passage(store: HybridQA) -> None:
+    async def broken() -> Engine:
+        raise EngineError("the engine is out of order. Ask again.")
+
+    seeker = seeker_of(store, broken, rewrite=True)
+    told = asyncio.run(seeker.seek("What does it cost?", k=3, collection="default", history=TALK))
+    plain = store.seeker.look("What does it cost?", k=3, collection="default", history=TALK)
+    assert told.passages == plain.passages
+    assert told.notes == ("not rewritten: the engine is out of order. Ask again.", *plain.notes)
 
 
 def test_an_answer_tells_its_route(store: HybridQA, tmp_path: Path) -> None:

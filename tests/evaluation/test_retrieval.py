@@ -15,8 +15,10 @@ from hybridqa.cli import app
 from hybridqa.config import Settings
 from hybridqa.errors import InputError, StoreError
 from hybridqa.evaluation.datasets import EvalQuestion
-from hybridqa.evaluation.retrieval import OURS, WAYS, make_plan, recall, run_retrieval, scores
+from hybridqa.evaluation.retrieval import make_plan, recall, run_retrieval, scores
 from hybridqa.evaluation.stores import store_of
+from hybridqa.evaluation.ways import ALONE, OURS, PREPENDED, REWRITTEN, WAYS
+from hybridqa.models import ModelFolder
 
 TEXTS = {
     "kettle": "The Lumen kettle holds 1.7 litres of water. Maren Holt designed it in 2031.",
@@ -60,6 +62,49 @@ def test_the_report_counts_what_search_finds(data: tuple[Path, Path], tmp_path: 
     assert report["data"]["questions"] == 3 and report["data"]["passages"] == 3
     assert report["seed"] == 3 and report["embedder"] and report["documents"]["file"] == "x.docs.jsonl"
     assert all(spent["p50"] > 0 for spent in report["seconds"].values())
+
+
+def test_more_hops_are_a_further_way(tmp_path: Path) -> None:
+    rows = {
+        "Tolmere": "Tolmere is a harbour town. Several works were made there, among them Iron Tide.",
+        "Iron Tide": "Iron Tide is a tale of the sea by Pavla Renn. Its cast came from Oskvar.",
+        **{
+            f"Cinema of {town}": f"The cinema of {town} shows a film every day."
+            for town in ("Arden", "Brusk", "Corvin")
+        },
+    }
+    docs, questions = tmp_path / "x.docs.jsonl", tmp_path / "x.questions.jsonl"
+    docs.write_text(
+        "".join(json.dumps({"doc_id": name, "title": name, "text": text}) + "\n" for name, text in rows.items())
+    )
+    asked = {"question": "Who directed the film that was shot in Tolmere?", "answers": ["Pavla Renn"]}
+    questions.write_text(json.dumps({"qid": "q", **asked, "doc_ids": ["Tolmere", "Iron Tide"]}) + "\n")
+    report = run_retrieval(make_plan(docs, questions, Settings(), hops=2), tmp_path / "work", nothing)
+    assert list(report["recall"]) == [*WAYS, "hybridqa, 2 hops"] and report["data"]["hops"] == 2
+    assert report["recall"]["hybridqa, 2 hops"]["2"].mean == 1.0 and report["recall"][OURS]["2"].mean == 0.5
+    assert report["complete"]["hybridqa, 2 hops"]["2"].mean == 1.0 and report["complete"][OURS]["2"].mean == 0.0
+    assert report["ahead_of"]["hybridqa, 2 hops"]["2"].mean == -0.5
+
+
+def test_rewritten_follow_ups_are_a_further_way(
+    data: tuple[Path, Path], tmp_path: Path, tiny_model: ModelFolder
+) -> None:
+    """By a model of random weights, whose rewrites the gate refuses: what is left is what was found without."""
+    settings = Settings(model=str(tiny_model.path), engine="reference", dtype="float32", max_model_len=512)
+    with pytest.raises(InputError, match=r"'history'; expected some that do, or no --rewrite"):
+        make_plan(*data, settings, rewrite=True)
+    history = [{"role": "user", "text": "Who designed the Lumen kettle?"}, {"role": "agent", "text": "Maren Holt."}]
+    rows = [
+        {"qid": "leans", "question": "How much does it hold?", "doc_ids": ["kettle"], "history": history},
+        {"qid": "stands", "question": "Who founded the Veldmoor museum?", "doc_ids": ["museum"], "history": history},
+        {"qid": "alone", "question": "How much does it hold?", "doc_ids": ["kettle"]},
+    ]
+    data[1].write_text("".join(json.dumps({"answers": ["x"], **row}) + "\n" for row in rows))
+    report = run_retrieval(make_plan(*data, settings, rewrite=True), tmp_path / "work", nothing)
+    assert list(report["recall"]) == [*WAYS, ALONE, PREPENDED, REWRITTEN]
+    assert report["recall"][REWRITTEN] == report["recall"][OURS]
+    assert report["data"]["rewritten"] == {"asked_for": 1, "accepted": 0}
+    assert REWRITTEN in report["conversations"]["leans on the conversation"]
 
 
 def test_a_store_that_is_there_is_gone_on_with_and_holds_what_was_given(
@@ -127,6 +172,8 @@ def test_the_command_writes_its_report_and_draws_it(data: tuple[Path, Path], tmp
         (["--plot"], "--plot was given without --output"),
         (["--output", "nowhere/r.json"], "--output is 'nowhere/r.json'"),
         (["--most", "-1"], "-1 questions"),
+        (["--hops", "0"], "Invalid value for '--hops': Input should be greater"),
+        (["--rewrite"], "expected some that do, or no --rewrite"),
     ],
 )
 def test_bad_options_are_named(data: tuple[Path, Path], options: list[str], said: str) -> None:
