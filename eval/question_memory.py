@@ -45,7 +45,7 @@ from hybridqa.types import DEFAULT_COLLECTION, Passage
 
 SETS = "emanual_tv fairytaleqa newwiki_dev policyqa quail".split()
 BY_RULE, WRITTEN, SENTENCES = "by rule", "written", "sentences"
-EACH = 16  # texts by rule of a passage, at most
+EACH = 8  # texts by rule of a passage, at most
 EACH_WRITTEN = 4
 Floats = np.ndarray
 T = TypeVar("T")
