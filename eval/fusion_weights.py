@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,23 @@ def main() -> None:
     tell(result, options.output)
 
 
-def asked_for(about: str | None, *, most: int) -> argparse.Namespace:
-    """The options of a fit over several sets; `most` questions of each by default."""
+def asked_for(
+    about: str | None,
+    *,
+    most: int,
+    sets: list[str] = SETS,
+    add: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """The options of a fit over several sets, `most` questions of each by default; `add` adds a script's own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--sets", nargs="*", default=sets)
     parser.add_argument("--most", type=int, default=most, help="questions of each set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder to keep the sets' stores in")
     parser.add_argument("--output", type=Path)
+    if add is not None:
+        add(parser)
     return parser.parse_args()
 
 
@@ -132,7 +141,7 @@ def signals(passages: list[ScoredPassage]) -> Floats:
 
 
 def fit(sets: list[Set]) -> Floats:
-    """The weights (F,) of greatest likelihood; every set counts alike."""
+    """The weights (F,) of greatest likelihood, one for each signal that the sets have; every set counts alike."""
     rows = [
         (one.signals_Q_N_F[one.telling_Q], one.there_Q_N[one.telling_Q], one.gold_Q_N[one.telling_Q]) for one in sets
     ]
@@ -149,7 +158,7 @@ def fit(sets: list[Set]) -> Floats:
             slope_F = slope_F - np.einsum("qn,qnf->qf", pull_Q_N, signals_Q_N_F).mean(axis=0) / len(rows)
         return total, slope_F
 
-    found: Floats = minimize(loss, np.ones(len(NAMES)), jac=True, method="L-BFGS-B").x
+    found: Floats = minimize(loss, np.ones(sets[0].signals_Q_N_F.shape[2]), jac=True, method="L-BFGS-B").x
     return found
 
 
