@@ -137,8 +137,7 @@ class Answerer:
             filter=filter,
         )
         route = replace(route, reason="; ".join((*sought.notes, route.reason)))
-        if share_said(question, history) < SAID:
-            route = self._certain(route)
+        route = self._certain(route, said=share_said(question, history) >= SAID)
         route = companions.join(self._usable(route))
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
@@ -151,13 +150,15 @@ class Answerer:
         timings["prompt"] = time.perf_counter() - started
         return Plan(question, collection, mode, route, prompt, adapter, timings)
 
-    def _certain(self, route: Route) -> Route:
-        """The route, with nothing to answer from where no document has enough evidence."""
+    def _certain(self, route: Route, *, said: bool) -> Route:
+        """The route, with nothing to answer from where no document has enough evidence, unless the user `said` it."""
         doc_id, strongest = next(iter(route.evidence.items()), ("", 0.0))
         if route.mode is Mode.CLOSED or strongest >= self._abstain_below:
             return route
         why = f"no document has evidence of {self._abstain_below:.2f}"
         why += f": the nearest, {doc_id!r}, has {strongest:.2f}" if doc_id else ""
+        if said:
+            return replace(route, reason=f"{route.reason}; {why}, but the user has spoken of it")
         return replace(route, passages=(), modules=(), reason=f"{route.reason}; nothing to answer from: {why}")
 
     def _usable(self, route: Route) -> Route:
