@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     passage_tokens: int = Field(200, ge=16)  # in the embedder's tokens
     max_document_mb: float = Field(20.0, gt=0)
     passages: int = Field(4, ge=1)  # passages in a prompt, at most
+    passages_with_module: int = Field(2, ge=0)  # where the right module surely answers as well; 0: as many as without
     rerank: int = Field(0, ge=0)  # so many of the best passages are ranked anew by the base model; 0: none
     hops: int = Field(1, ge=1)  # searches for a question, each further one for what was found before it
     history: bool = True  # search for a follow-up question with the one before it

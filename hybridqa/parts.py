@@ -160,6 +160,7 @@ class Parts:
             max_answer_tokens=settings.max_answer_tokens,
             max_rank=settings.max_lora_rank,
             abstain_below=settings.abstain_below,
+            passages_with_module=settings.passages_with_module,
         )
 
     def answerer_ready(self) -> Answerer:

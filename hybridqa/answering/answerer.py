@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
+from hybridqa.answering.abstaining import certain, not_found
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.companions import UNUSABLE, CompanionChooser
 from hybridqa.answering.options import AskOptions, check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
-from hybridqa.answering.said import share_said
 from hybridqa.answering.seeking import Seeker, Sought
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
@@ -26,13 +26,12 @@ from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Samplin
 from hybridqa.errors import AdapterError, StoreError
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
-from hybridqa.retrieval.lexical import AskedWords, question_words, stem
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Passage, Route, Usage
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
-SAID = 0.5  # of the question's words in what the user has stated: then it may be answered without any document
+SURE = 0.65  # evidence for a module beside which fewer passages are enough
 ROUTING_PASSAGES = 32  # evidence for a module comes from at least so many passages, whatever the prompt holds
 
 
@@ -76,8 +75,12 @@ class Answerer:
         max_answer_tokens: int,
         max_rank: int,
         abstain_below: float,
+        passages_with_module: int = 0,
     ) -> None:
-        """`abstain_below` is the evidence that some document must have for an answer to be tried."""
+        """`abstain_below` is the evidence that some document must have for an answer to be tried.
+
+        `passages_with_module` are those of a prompt, at most, where the right module surely answers as well; 0: as ever.
+        """
         self._catalog = catalog
         self._seeker = seeker
         self._router = router
@@ -89,6 +92,7 @@ class Answerer:
         self._sampling = Sampling(max_tokens=max_answer_tokens, stop=prompts.stop)
         self._max_rank = max_rank
         self._abstain_below = abstain_below
+        self._passages_with_module = passages_with_module
 
     def check(self, question: str, options: AskOptions) -> None:
         """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
@@ -137,12 +141,14 @@ class Answerer:
             filter=filter,
         )
         route = replace(route, reason="; ".join((*sought.notes, route.reason)))
-        route = self._certain(route, said=share_said(question, history) >= SAID)
+        route = certain(route, question, history, self._abstain_below)
         route = companions.join(self._usable(route))
         timings["route"] = time.perf_counter() - started
         started = time.perf_counter()
         route, adapter = self._stack(route)
         timings["stack"] = time.perf_counter() - started
+        if k is None:
+            route = self._fewer(route)
         if _is_empty(route):
             return Plan(question, collection, mode, route, None, None, timings)
         started = time.perf_counter()
@@ -150,16 +156,13 @@ class Answerer:
         timings["prompt"] = time.perf_counter() - started
         return Plan(question, collection, mode, route, prompt, adapter, timings)
 
-    def _certain(self, route: Route, *, said: bool) -> Route:
-        """The route, with nothing to answer from where no document has enough evidence, unless the user `said` it."""
-        doc_id, strongest = next(iter(route.evidence.items()), ("", 0.0))
-        if route.mode is Mode.CLOSED or strongest >= self._abstain_below:
+    def _fewer(self, route: Route) -> Route:
+        """The route with as many passages as it takes beside a module that is surely the right one."""
+        enough = self._passages_with_module
+        if not enough or len(route.passages) <= enough or not any(one.evidence >= SURE for one in route.modules):
             return route
-        why = f"no document has evidence of {self._abstain_below:.2f}"
-        why += f": the nearest, {doc_id!r}, has {strongest:.2f}" if doc_id else ""
-        if said:
-            return replace(route, reason=f"{route.reason}; {why}, but the user has spoken of it")
-        return replace(route, passages=(), modules=(), reason=f"{route.reason}; nothing to answer from: {why}")
+        reason = f"{route.reason}; {enough} of the passages, beside a module"
+        return replace(route, passages=route.passages[:enough], reason=reason)
 
     def _usable(self, route: Route) -> Route:
         """The route less modules that turn out unusable: before the others get their shares."""
@@ -279,13 +282,6 @@ class Answerer:
             route_reason=plan.route.reason,
             route=plan.route,
         )
-
-
-def not_found(question: str, passages: Sequence[Passage]) -> list[str]:
-    """Those of the question's words that no passage has in title, heading or text."""
-    asked = AskedWords(question)
-    had = asked.among("\n".join(f"{one.title}\n{one.heading}\n{one.text}" for one in passages))
-    return [word for word in question_words(question) if stem(word) in asked.stems - had]
 
 
 def _is_empty(route: Route) -> bool:

@@ -281,3 +281,15 @@ def test_a_stack_with_extractor_is_what_peft_makes_of_its_parts(open_store: Open
         return (await engine.generate(plan.prompt.token_ids, Sampling(max_tokens=6), plan.adapter)).text
 
     assert qa._loop.run(served()) == text
+
+
+def test_beside_a_module_fewer_passages_are_enough(open_store: Open) -> None:
+    qa = open_store(passages_with_module=1, passage_tokens=16)
+    qa.add_text("jug", "The Lumen jug was designed by Ida Brook. It holds two litres. It is blue. It costs 9 euros.")
+    both = qa.ask(QUESTION)
+    assert len(both.passages) == 1 and both.modules and "1 of the passages, beside a module" in both.route_reason
+    assert len(qa.ask(QUESTION, k=3).passages) > 1  # as asked for
+    assert len(qa.ask(QUESTION, mode="retrieval").passages) > 1  # no module
+    hurt(next(one for one in qa.modules() if one.documents))
+    alone = qa.ask(QUESTION)
+    assert not alone.modules and len(alone.passages) > 1

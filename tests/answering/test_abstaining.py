@@ -1,10 +1,10 @@
-"""How far a question is about what the user has said."""
+"""How far a question is about what the user has said, and what is withheld."""
 
 from __future__ import annotations
 
 import pytest
 
-from hybridqa.answering.said import share_said
+from hybridqa.answering.abstaining import share_said
 from hybridqa.types import Message
 
 
