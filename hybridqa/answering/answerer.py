@@ -79,7 +79,7 @@ class Answerer:
     ) -> None:
         """`abstain_below` is the evidence that some document must have for an answer to be tried.
 
-        `passages_with_module` are those of a prompt, at most, where the right module surely answers as well; 0: as ever.
+        `passages_with_module` are those of a prompt, at most, where the right module surely answers too; 0: as ever.
         """
         self._catalog = catalog
         self._seeker = seeker
@@ -147,7 +147,7 @@ class Answerer:
         started = time.perf_counter()
         route, adapter = self._stack(route)
         timings["stack"] = time.perf_counter() - started
-        if k is None:
+        if k is None and not sought.hopped:
             route = self._fewer(route)
         if _is_empty(route):
             return Plan(question, collection, mode, route, None, None, timings)

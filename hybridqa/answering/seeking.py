@@ -31,6 +31,7 @@ class Sought:
     passages: tuple[ScoredPassage, ...] = ()  # best first
     notes: tuple[str, ...] = ()  # for the route's reason
     timings: dict[str, float] = field(default_factory=dict)  # seconds by step
+    hopped: bool = False  # whether it was searched for in several hops: no few of the passages are enough
 
 
 class Seeker:
@@ -91,7 +92,7 @@ class Seeker:
             notes = (f"searched for {restated!r}",)
         elif queries and leans(question):
             notes = ("searched with the question before it",)
-        return Sought(tuple(passages), (*notes, *trail.notes()), timings)
+        return Sought(tuple(passages), (*notes, *trail.notes()), timings, bool(trail.hops))
 
     async def seek(
         self,
@@ -125,7 +126,8 @@ class Seeker:
         )
         if spent:
             notes = (f"not rewritten: {restated.refused}",) if restated.refused else ()
-            sought = Sought(sought.passages, (*notes, *sought.notes), {"rewrite": spent, **sought.timings})
+            timings = {"rewrite": spent, **sought.timings}
+            sought = replace(sought, notes=(*notes, *sought.notes), timings=timings)
         if top > 1 and len(sought.passages) > 1:
             sought = await self._reranked(question, sought, top)
         return replace(sought, passages=sought.passages[:k])
@@ -150,4 +152,4 @@ class Seeker:
             return replace(sought, notes=(*sought.notes, f"not reranked: {error}"))
         timings = {**sought.timings, "rerank": time.perf_counter() - begun}
         note = f"{min(top, len(passages))} passages reranked"
-        return Sought(tuple(passages), (*sought.notes, note), timings)
+        return replace(sought, passages=tuple(passages), notes=(*sought.notes, note), timings=timings)

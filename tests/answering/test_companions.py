@@ -290,6 +290,7 @@ def test_beside_a_module_fewer_passages_are_enough(open_store: Open) -> None:
     assert len(both.passages) == 1 and both.modules and "1 of the passages, beside a module" in both.route_reason
     assert len(qa.ask(QUESTION, k=3).passages) > 1  # as asked for
     assert len(qa.ask(QUESTION, mode="retrieval").passages) > 1  # no module
+    assert len(qa.ask(QUESTION, hops=2).passages) > 1  # what it takes may stand in several documents
     hurt(next(one for one in qa.modules() if one.documents))
     alone = qa.ask(QUESTION)
     assert not alone.modules and len(alone.passages) > 1
