@@ -96,6 +96,11 @@ def resolve_embedder(name: str, *, progress: Progress = logger.info) -> Path:
     return _checked_folder(Path(spec.origin).parent / "model", name)
 
 
+def resolve_reranker(name: str, *, progress: Progress = logger.info) -> Path:
+    """The folder of a cross-encoder: a local folder or a hub id. Raises `ModelError` with the next command."""
+    return _resolve_folder(name, "reranker", "", progress)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; never looks elsewhere. Raises `ModelError`."""
     from transformers import AutoTokenizer
@@ -179,8 +184,9 @@ def _resolve_folder(name: str, kind: str, default: str, progress: Progress) -> P
     if path.is_dir():
         return _checked_folder(path.resolve(), name)
     if not is_hub_id(name):
+        own = f"{default!r}, " if default else ""
         raise ModelError(
-            f"no {kind} {name!r}: expected {default!r}, an existing folder, or a hub id such as 'owner/name'. "
+            f"no {kind} {name!r}: expected {own}an existing folder, or a hub id such as 'owner/name'. "
             f"Set HYBRIDQA_{kind.upper()} or `{kind}` in hybridqa.toml."
         )
     return _resolve_hub(name, progress)

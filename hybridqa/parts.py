@@ -27,9 +27,10 @@ from hybridqa.engine.protocol import Engine
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.errors import EngineClosedError, StoreError
 from hybridqa.ingest.library import Library
-from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model
+from hybridqa.models import ModelFolder, load_tokenizer, resolve_embedder, resolve_model, resolve_reranker
 from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
+from hybridqa.retrieval.cross_encoder import CrossEncoderReranker
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.lexical import LexicalIndex
@@ -135,6 +136,7 @@ class Parts:
             history=settings.history,
             hops=settings.hops,
             rewrite=settings.rewrite,
+            cross_encoder=CrossEncoderReranker(resolve_reranker(settings.reranker)) if settings.reranker else None,
         )
 
     @cached_property

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from hybridqa.answering.rewriting import Restated, Rewriter
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineClosedError, EngineError
+from hybridqa.retrieval.cross_encoder import CrossEncoderReranker
 from hybridqa.retrieval.followup import beside, leans
 from hybridqa.retrieval.hops import Trail
 from hybridqa.retrieval.rerank import LikelihoodReranker
@@ -48,8 +49,12 @@ class Seeker:
         history: bool,
         hops: int = 1,
         rewrite: bool = False,
+        cross_encoder: CrossEncoderReranker | None = None,
     ) -> None:
-        """`engine` gives the one that runs, on its loop; the numbers and switches are the settings of their names."""
+        """`engine` gives the one that runs, on its loop; the numbers and switches are the settings of their names.
+
+        `cross_encoder` ranks in the base model's place where there is one.
+        """
         self._searcher = searcher
         self._reranker = reranker
         self._rewriter = rewriter
@@ -58,6 +63,7 @@ class Seeker:
         self._history = history
         self._hops = hops
         self._rewrite = rewrite
+        self._cross_encoder = cross_encoder
 
     def look(
         self,
@@ -144,7 +150,10 @@ class Seeker:
     async def _reranked(self, question: str, sought: Sought, top: int) -> Sought:
         begun = time.perf_counter()
         try:
-            passages = await self._reranker.rerank(question, sought.passages, top, await self._engine())
+            if self._cross_encoder is not None:
+                passages = await asyncio.to_thread(self._cross_encoder.rerank, question, sought.passages, top)
+            else:
+                passages = await self._reranker.rerank(question, sought.passages, top, await self._engine())
         except EngineClosedError:
             raise
         except EngineError as error:

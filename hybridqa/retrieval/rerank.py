@@ -40,18 +40,14 @@ class LikelihoodReranker:
         if len(first) < 2:
             return [*first, *rest]
         likelihoods = await asyncio.gather(*(self._likelihood(question, scored, engine) for scored in first))
-        known = [value for value in likelihoods if value is not None]
-        if not known:
+        if all(value is None for value in likelihoods):
             return [*first, *rest]
-        best, worst = max(known), min(known)
-        ranked = best_first(
-            replace(
-                scored, score=scored.score + WEIGHT * ((worst if value is None else value) - best), likelihood=value
-            )
-            for scored, value in zip(first, likelihoods, strict=True)
+        return reordered(
+            [replace(scored, likelihood=value) for scored, value in zip(first, likelihoods, strict=True)],
+            likelihoods,
+            rest,
+            WEIGHT,
         )
-        lowest = ranked[-1].score
-        return [*ranked, *(replace(scored, score=min(scored.score, lowest)) for scored in rest)]
 
     async def _likelihood(self, question: str, scored: ScoredPassage, engine: Engine) -> float | None:
         """The mean log-probability of the question's tokens behind the passage, in nats; None where they do not fit."""
@@ -60,3 +56,20 @@ class LikelihoodReranker:
         if not target_ids or len(prompt_ids) + len(target_ids) >= self._max_model_len:
             return None
         return await engine.score(prompt_ids, target_ids) / len(target_ids)
+
+
+def reordered(
+    first: Sequence[ScoredPassage], values: Sequence[float | None], rest: Sequence[ScoredPassage], weight: float
+) -> list[ScoredPassage]:
+    """The `first` by their scores less `weight` for each unit by which a value is below the best; then the `rest`.
+
+    A passage without a value counts as the one with the lowest; one must have a value.
+    """
+    known = [value for value in values if value is not None]
+    best, worst = max(known), min(known)
+    ranked = best_first(
+        replace(scored, score=scored.score + weight * ((worst if value is None else value) - best))
+        for scored, value in zip(first, values, strict=True)
+    )
+    lowest = ranked[-1].score
+    return [*ranked, *(replace(scored, score=min(scored.score, lowest)) for scored in rest)]
