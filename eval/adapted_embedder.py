@@ -33,9 +33,10 @@ from torch.nn.functional import cross_entropy, normalize
 from hybridqa.answering.answerer import ROUTING_PASSAGES
 from hybridqa.config import Settings
 from hybridqa.evaluation.datasets import EvalQuestion, cluster_of
-from hybridqa.evaluation.retrieval import DEPTH, RetrievalPlan, make_plan, recall
+from hybridqa.evaluation.retrieval import RetrievalPlan, make_plan, recall
 from hybridqa.evaluation.statistics import mean_interval, paired_difference
 from hybridqa.evaluation.stores import store_of
+from hybridqa.evaluation.ways import DEPTH
 from hybridqa.pipeline import HybridQA
 from hybridqa.provenance import commit, hardware
 from hybridqa.retrieval.embedder import Embedder
