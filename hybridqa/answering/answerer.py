@@ -274,7 +274,7 @@ class Answerer:
         if unfound := not_found(plan.question, [scored.passage for scored in plan.route.found]):
             missing += f"; nothing that was found has {', '.join(repr(word) for word in unfound)}"
         return Answer(
-            text=f"I don't know: I found no {sought.removeprefix('a ')} that this question is about.",
+            text=f"I don't know: I found no {sought.replace('a ', '')} that this question is about.",
             mode=plan.mode,
             abstained=True,
             missing=missing,

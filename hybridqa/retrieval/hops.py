@@ -84,10 +84,10 @@ class Trail:
 
     def notes(self) -> tuple[str, ...]:
         """What was searched for in each further hop, a line of it for people."""
+        each = [list(dict.fromkeys(repr(bridge.name) for bridge in hop)) for hop in self.hops]
         return tuple(
-            f"hop {number}: searched with what {' and '.join(repr(bridge.name) for bridge in hop)} say"
-            + ("s" if len(hop) == 1 else "")
-            for number, hop in enumerate(self.hops, 2)
+            f"hop {number}: searched with what {' and '.join(names)} say" + ("s" if len(names) == 1 else "")
+            for number, names in enumerate(each, 2)
         )
 
     def weigh(self, found: Sequence[ScoredPassage]) -> list[ScoredPassage]:
