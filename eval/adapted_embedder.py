@@ -19,23 +19,20 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from fusion_weights import KS, asked_for, tell
+from fusion_weights import KS, asked_for, opened, tell
 from question_memory import Made, by_rule, drawn, vectors_of, written
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
-from hybridqa.config import Settings
 from hybridqa.evaluation.datasets import EvalQuestion, cluster_of
-from hybridqa.evaluation.retrieval import RetrievalPlan, make_plan, recall
+from hybridqa.evaluation.retrieval import RetrievalPlan, recall
 from hybridqa.evaluation.statistics import mean_interval, paired_difference
-from hybridqa.evaluation.stores import store_of
 from hybridqa.evaluation.ways import DEPTH
 from hybridqa.pipeline import HybridQA
 from hybridqa.provenance import commit, hardware
@@ -96,9 +93,7 @@ def main() -> None:
     sets = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.sets:
-            docs, questions = (options.data / f"{name}.{kind}.jsonl" for kind in ("docs", "questions"))
-            plan = make_plan(docs, questions, Settings(), most=options.most, seed=options.seed)
-            with store_of(plan.documents, (options.work or Path(folder)) / name, lambda *_: None, **ROOM) as store:
+            with opened(options, name, folder, **ROOM) as (plan, store):
                 sets[name] = measured(store, plan, options.loss, options.student, options.seed)
             sys.stderr.write(f"{name}: {len(plan.questions)} questions, {sets[name]['made']} made\n")
     result = {

@@ -15,7 +15,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from hybridqa.evaluation.retrieval import RetrievalPlan, make_plan, recall
 from hybridqa.evaluation.statistics import mean_interval, paired_difference
 from hybridqa.evaluation.stores import store_of
 from hybridqa.files import atomic_write_text
+from hybridqa.pipeline import HybridQA
 from hybridqa.provenance import commit, hardware
 from hybridqa.retrieval.fusion import FusionWeights
 from hybridqa.types import DEFAULT_COLLECTION, ScoredPassage
@@ -78,7 +80,7 @@ def main() -> None:
     options = asked_for(__doc__, most=400)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: candidates(options, name, (options.work or Path(folder)) / name) for name in options.sets}
+        found = {name: candidates(options, name, folder) for name in options.sets}
     weights = fit(list(found.values()))
     result = {
         "command": f"python eval/fusion_weights.py --data DATA --sets {' '.join(options.sets)} --most {options.most} "
@@ -121,11 +123,20 @@ def tell(result: dict[str, Any], path: Path | None) -> None:
     sys.stdout.write(text)
 
 
-def candidates(options: argparse.Namespace, name: str, work: Path) -> Set:
-    """A set's questions, and what search has read for each."""
+@contextmanager
+def opened(
+    options: argparse.Namespace, name: str, folder: str, **settings: Any
+) -> Iterator[tuple[RetrievalPlan, HybridQA]]:
+    """What is asked of a set, and a store of its documents, in `folder` unless --work names another."""
     docs, questions = (options.data / f"{name}.{kind}.jsonl" for kind in ("docs", "questions"))
     plan = make_plan(docs, questions, Settings(), most=options.most, seed=options.seed)
-    with store_of(plan.documents, work, lambda *_: None) as store:
+    with store_of(plan.documents, (options.work or Path(folder)) / name, lambda *_: None, **settings) as store:
+        yield plan, store
+
+
+def candidates(options: argparse.Namespace, name: str, folder: str) -> Set:
+    """A set's questions, and what search has read for each."""
+    with opened(options, name, folder) as (plan, store):
         found = [
             store.searcher.search(one.question, k=ROUTING_PASSAGES, collection=DEFAULT_COLLECTION)
             for one in plan.questions

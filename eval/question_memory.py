@@ -19,19 +19,16 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from fusion_weights import KS, NAMES, Set, asked_for, fit, tell
+from fusion_weights import KS, NAMES, Set, asked_for, fit, opened, tell
 
 from hybridqa.answering.answerer import ROUTING_PASSAGES
-from hybridqa.config import Settings
 from hybridqa.engine.vllm_args import context_length
 from hybridqa.evaluation.datasets import cluster_of
-from hybridqa.evaluation.retrieval import RetrievalPlan, make_plan
+from hybridqa.evaluation.retrieval import RetrievalPlan
 from hybridqa.evaluation.statistics import mean_interval, paired_difference
-from hybridqa.evaluation.stores import store_of
 from hybridqa.ingest.sentences import split_sentences
 from hybridqa.pipeline import HybridQA
 from hybridqa.provenance import commit, hardware
@@ -62,9 +59,7 @@ def main() -> None:
     made: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.sets:
-            docs, questions = (options.data / f"{name}.{kind}.jsonl" for kind in ("docs", "questions"))
-            plan = make_plan(docs, questions, Settings(), most=options.most, seed=options.seed)
-            with store_of(plan.documents, (options.work or Path(folder)) / name, lambda *_: None) as store:
+            with opened(options, name, folder) as (plan, store):
                 texts = {kind: made_of(store, kind, options.seed) for kind in kinds}
                 bare[name], memories = remembered(store, plan, texts)
             for kind, memory in memories.items():

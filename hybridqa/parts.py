@@ -34,7 +34,7 @@ from hybridqa.retrieval.cross_encoder import CrossEncoderReranker
 from hybridqa.retrieval.dense import DenseIndex
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.retrieval.lexical import LexicalIndex
-from hybridqa.retrieval.rerank import LikelihoodReranker
+from hybridqa.retrieval.rerank import LikelihoodReranker, Reranker
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.routing.router import Router
 
@@ -127,16 +127,18 @@ class Parts:
         """What looks for passages, with the conversation and the base model where these help."""
         settings = self.settings
         length = context_length(self.model.path, settings.max_model_len)
+        reranker: Reranker = LikelihoodReranker(self.prompts, self.engine_ready, max_model_len=length)
+        if settings.reranker is not None:
+            reranker = CrossEncoderReranker(resolve_reranker(settings.reranker))
         return Seeker(
             self.searcher,
-            LikelihoodReranker(self.prompts, max_model_len=length),
+            reranker,
             Rewriter(self.prompts, max_model_len=length),
             self.engine_ready,
             rerank=settings.rerank,
             history=settings.history,
             hops=settings.hops,
             rewrite=settings.rewrite,
-            cross_encoder=CrossEncoderReranker(resolve_reranker(settings.reranker)) if settings.reranker else None,
         )
 
     @cached_property

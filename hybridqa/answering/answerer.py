@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
 
 from hybridqa.answering.abstaining import certain, not_found
 from hybridqa.answering.citations import resolve_citations
@@ -19,7 +18,7 @@ from hybridqa.answering.companions import UNUSABLE, CompanionChooser
 from hybridqa.answering.options import AskOptions, check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
-from hybridqa.answering.seeking import Seeker, Sought
+from hybridqa.answering.seeking import Seeker, Sought, Where
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
@@ -28,7 +27,7 @@ from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Filter, Message, Mode, ModuleChoice, Route, Usage
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 SURE = 0.65  # evidence for a module beside which fewer passages are enough
@@ -46,16 +45,6 @@ class Plan:
     prompt: Prompt | None
     adapter: Adapter | None
     timings: dict[str, float] = field(default_factory=dict)
-
-
-class _Where(TypedDict):
-    """How and where a question is looked for."""
-
-    k: int
-    collection: str
-    history: tuple[Message, ...]
-    filter: Filter | None
-    hops: int | None
 
 
 class Answerer:
@@ -107,7 +96,7 @@ class Answerer:
         rerank, rewrite = options.get("rerank"), options.get("rewrite")
         return await self._seeker.seek(question, rerank=rerank, rewrite=rewrite, **self._where(options))
 
-    def _where(self, options: AskOptions) -> _Where:
+    def _where(self, options: AskOptions) -> Where:
         return {
             "k": max(options.get("k") or self._passages, ROUTING_PASSAGES),
             "collection": options.get("collection", DEFAULT_COLLECTION),

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Required, TypedDict, Unpack
 
 from hybridqa.answering.rewriting import Restated, Rewriter
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineClosedError, EngineError
-from hybridqa.retrieval.cross_encoder import CrossEncoderReranker
 from hybridqa.retrieval.followup import beside, leans
 from hybridqa.retrieval.hops import Trail
-from hybridqa.retrieval.rerank import LikelihoodReranker
+from hybridqa.retrieval.rerank import Reranker
 from hybridqa.retrieval.searcher import Searcher
 from hybridqa.types import Filter, Message, ScoredPassage
 
@@ -35,13 +35,23 @@ class Sought:
     hopped: bool = False  # whether it was searched for in several hops: no few of the passages are enough
 
 
+class Where(TypedDict, total=False):
+    """How and where a question is looked for."""
+
+    k: Required[int]  # passages, at most
+    collection: Required[str]
+    history: Sequence[Message]  # earlier turns of the conversation, oldest first
+    filter: Filter | None  # which documents may be found
+    hops: int | None  # searches; None: as many as the settings say
+
+
 class Seeker:
     """Seeks in one store; safe to share between threads."""
 
     def __init__(
         self,
         searcher: Searcher,
-        reranker: LikelihoodReranker,
+        reranker: Reranker,
         rewriter: Rewriter,
         engine: Callable[[], Awaitable[Engine]],
         *,
@@ -49,12 +59,8 @@ class Seeker:
         history: bool,
         hops: int = 1,
         rewrite: bool = False,
-        cross_encoder: CrossEncoderReranker | None = None,
     ) -> None:
-        """`engine` gives the one that runs, on its loop; the numbers and switches are the settings of their names.
-
-        `cross_encoder` ranks in the base model's place where there is one.
-        """
+        """`engine` gives the one that runs, on its loop; the numbers and switches are the settings of their names."""
         self._searcher = searcher
         self._reranker = reranker
         self._rewriter = rewriter
@@ -63,33 +69,23 @@ class Seeker:
         self._history = history
         self._hops = hops
         self._rewrite = rewrite
-        self._cross_encoder = cross_encoder
 
-    def look(
-        self,
-        question: str,
-        *,
-        k: int,
-        collection: str,
-        history: Sequence[Message] = (),
-        filter: Filter | None = None,
-        hops: int | None = None,
-        restated: str = "",
-    ) -> Sought:
+    def look(self, question: str, *, restated: str = "", **where: Unpack[Where]) -> Sought:
         """The `k` best passages by search alone; blocks. Raises as `Searcher.search` does.
 
         `restated` is the question as it would be asked without the history.
         """
         timings: dict[str, float] = {}
-        queries = beside(question, history, restated) if self._history else ()
+        queries = beside(question, where.get("history", ()), restated) if self._history else ()
+        hops = where.get("hops")
         trail = Trail(restated or question)
         passages = self._searcher.search(
             question,
-            k=k,
-            collection=collection,
+            k=where["k"],
+            collection=where["collection"],
             beside=queries,
             timings=timings,
-            filter=filter,
+            filter=where.get("filter"),
             hops=self._hops if hops is None else hops,
             trail=trail,
         )
@@ -101,35 +97,19 @@ class Seeker:
         return Sought(tuple(passages), (*notes, *trail.notes()), timings, bool(trail.hops))
 
     async def seek(
-        self,
-        question: str,
-        *,
-        k: int,
-        collection: str,
-        history: Sequence[Message] = (),
-        filter: Filter | None = None,
-        rerank: int | None = None,
-        hops: int | None = None,
-        rewrite: bool | None = None,
+        self, question: str, *, rerank: int | None = None, rewrite: bool | None = None, **where: Unpack[Where]
     ) -> Sought:
         """The `k` best passages, with the base model's help where that is wanted. Raises as `look` does."""
         top = self._rerank if rerank is None else rerank
         restated, spent = Restated(), 0.0
         wanted = self._rewrite if rewrite is None else rewrite
+        k, history = where["k"], where.get("history", ())
         if wanted and self._history and beside(question, history) and leans(question):
             begun = time.perf_counter()
             restated = await self._restated(question, history)
             spent = time.perf_counter() - begun
-        sought = await asyncio.to_thread(
-            self.look,
-            question,
-            k=max(k, top),
-            collection=collection,
-            history=history,
-            filter=filter,
-            hops=hops,
-            restated=restated.question,
-        )
+        more: Where = {**where, "k": max(k, top)}
+        sought = await asyncio.to_thread(self.look, question, restated=restated.question, **more)
         if spent:
             notes = (f"not rewritten: {restated.refused}",) if restated.refused else ()
             timings = {"rewrite": spent, **sought.timings}
@@ -150,10 +130,7 @@ class Seeker:
     async def _reranked(self, question: str, sought: Sought, top: int) -> Sought:
         begun = time.perf_counter()
         try:
-            if self._cross_encoder is not None:
-                passages = await asyncio.to_thread(self._cross_encoder.rerank, question, sought.passages, top)
-            else:
-                passages = await self._reranker.rerank(question, sought.passages, top, await self._engine())
+            passages = await self._reranker.rerank(question, sought.passages, top)
         except EngineClosedError:
             raise
         except EngineError as error:

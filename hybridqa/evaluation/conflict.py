@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hybridqa.answering.answerer import Plan
 from hybridqa.answering.options import AskOptions
+from hybridqa.answering.seeking import Sought
 from hybridqa.engine.loop import together
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import StoreError
@@ -25,10 +27,14 @@ from hybridqa.evaluation.datasets import EvalDocument
 from hybridqa.evaluation.metrics import contains
 from hybridqa.evaluation.provenance import provenance
 from hybridqa.evaluation.stores import Tell, store_of
-from hybridqa.files import atomic_write_text
+from hybridqa.files import atomic_write_text, sha256_file
+from hybridqa.ingest.library import content_hash
 from hybridqa.pipeline import HybridQA
 from hybridqa.types import DEFAULT_COLLECTION, Message, Mode, Module, ModuleChoice
 
+_Version = Callable[[Change], EvalDocument]
+_OLD: _Version = attrgetter("before")
+_NEW: _Version = attrgetter("after")
 STAGES = "stages"  # in the work folder: what was answered, by stage
 AT_ONCE = 8
 REPLY = "Thank you, I will keep to that."
@@ -65,6 +71,7 @@ class _Stages:
         self._folder.mkdir(exist_ok=True)
         self._plan = plan
         about = [
+            [sha256_file(path) for path in (plan.docs, plan.questions_file)],
             [change.question.qid for change in plan.changes],
             str(plan.extractor),
             {name: str(value) for name, value in sorted(plan.settings.items())},
@@ -72,7 +79,7 @@ class _Stages:
         path, text = self._folder / "plan.json", json.dumps(about)
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise StoreError(
-                f"{str(work)!r} holds another measurement of conflicts: other questions, extractor or settings. "
+                f"{str(work)!r} holds another measurement of conflicts: other data, questions, extractor or settings. "
                 "Expected to go on with the same; give another --work."
             )
         atomic_write_text(path, text)
@@ -120,7 +127,7 @@ class _Run:
         return [
             *self._ask(CLOSED, Mode.CLOSED),
             *self._ask("before: modules", Mode.MODULES),
-            *self._ask("before: the module, whatever its gate said", Mode.CLOSED, forced=1),
+            *self._ask("before: the module, whatever its gate said", Mode.CLOSED, forced=_OLD),
             *self._ask("before: passages", Mode.RETRIEVAL),
             *self._ask("before: hybrid", Mode.HYBRID),
             *self._ask("before: passages, and the user says the new", Mode.RETRIEVAL, user=True),
@@ -135,14 +142,14 @@ class _Run:
             *self._ask("changed: modules", Mode.MODULES),
             *self._ask("changed: passages", Mode.RETRIEVAL),
             *self._ask("changed: hybrid", Mode.HYBRID),
-            *self._ask("changed: passages, and the old module forced in", Mode.RETRIEVAL, forced=1),
+            *self._ask("changed: passages, and the old module forced in", Mode.RETRIEVAL, forced=_OLD),
         ]
 
     def _refreshed(self) -> list[Told]:
         self._refresh("new")
         return [
             *self._ask("refreshed: modules", Mode.MODULES),
-            *self._ask("refreshed: the module, whatever its gate said", Mode.CLOSED, forced=2),
+            *self._ask("refreshed: the module, whatever its gate said", Mode.CLOSED, forced=_NEW),
             *self._ask("refreshed: hybrid", Mode.HYBRID),
         ]
 
@@ -155,7 +162,7 @@ class _Run:
 
         self._store.refresh(doc_ids=doc_ids, on_event=heard)
 
-    def _ask(self, way: str, mode: Mode, *, user: bool = False, forced: int = 0) -> list[Told]:
+    def _ask(self, way: str, mode: Mode, *, user: bool = False, forced: _Version | None = None) -> list[Told]:
         self._tell(way, 0, len(self._plan.changes))
 
         async def work() -> list[Told]:
@@ -167,16 +174,23 @@ class _Run:
                 self._tell(way, len(told), len(self._plan.changes))
             return told
 
-        self._store.answerer_ready()
+        self._store.answerer_ready()  # here: building takes no place on the engine's loop
         return self._store.run(work())
 
-    async def _one(self, way: str, change: Change, mode: Mode, user: bool, forced: int, engine: Engine) -> Told:
+    async def _one(
+        self, way: str, change: Change, mode: Mode, user: bool, forced: _Version | None, engine: Engine
+    ) -> Told:
+        nothing = Told(way, change.question.qid, "", False, False, None, None, 0, 0)
         question = change.question.question
         options: AskOptions = {"mode": mode, "history": _said(change) if user else ()}
-        make: Callable[[], Plan] = partial(self._plan_of, change.doc_id, question, options, forced)
+        sought = await self._store.answerer.seek(question, options)
+        module = None if forced is None else self._module_of(change, forced)
+        if forced is not None and module is None:
+            return nothing
+        make: Callable[[], Plan] = partial(self._plan_of, question, options, sought, module)
         async with self._store.stacks_in_use.planned(make) as plan:
             if plan.prompt is None:
-                return Told(way, change.question.qid, "", False, False, None, None, 0, 0)
+                return nothing
             answer = await self._store.answerer.answer(plan, engine)
             adapter, ids = plan.adapter, plan.prompt.token_ids
             old, new = (self._store.prompts.encode_answer(text, ended=False) for text in (change.old, change.new))
@@ -196,18 +210,20 @@ class _Run:
             stale=sum(not self._is_fresh(module) for module in mine),
         )
 
-    def _plan_of(self, doc_id: str, question: str, options: AskOptions, forced: int) -> Plan:
-        """The product's own plan; with the version `forced` of the document's module in it, whatever speaks against."""
-        plan = self._store.answerer.plan(question, options)
-        if not forced:
-            return plan
-        module_id = self._store.module_id(doc_id)
-        versions = [one for one in self._store.modules() if (one.module_id, one.version) == (module_id, forced)]
-        extractor = [] if plan.route.extractor is None else [plan.route.extractor]
-        choices = [*(ModuleChoice(module, 1.0, 1.0) for module in versions), *extractor]
-        if choices:
+    def _plan_of(self, question: str, options: AskOptions, sought: Sought, module: Module | None) -> Plan:
+        """The product's own plan; with a module plugged in, whatever speaks against it, where one is given."""
+        plan = self._store.answerer.plan(question, options, sought)
+        if module is not None:
+            extractor = [] if plan.route.extractor is None else [plan.route.extractor]
+            choices = [ModuleChoice(module, 1.0, 1.0), *extractor]
             plan.adapter = self._store.stacks.stack(choices, self._store.settings.max_lora_rank)
         return plan
+
+    def _module_of(self, change: Change, version: _Version) -> Module | None:
+        """The latest module that was trained on a version of the document; none where there was too little to learn."""
+        digest = content_hash(version(change).title, version(change).text)
+        known = [one for one in self._store.modules() if one.documents.get(change.doc_id) == digest]
+        return known[-1] if known else None
 
     def _is_fresh(self, module: Module) -> bool:
         hashes = self._store.catalog.document_hashes(DEFAULT_COLLECTION, sorted(module.documents))

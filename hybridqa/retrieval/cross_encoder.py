@@ -6,6 +6,7 @@ none is lost, and what stood behind them stays behind them.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Sequence
@@ -33,15 +34,16 @@ class CrossEncoderReranker:
         self._lock = threading.Lock()  # a fast tokenizer refuses two threads at once
         self._loaded: CrossEncoder | None = None
 
-    def rerank(self, question: str, found: Sequence[ScoredPassage], top: int) -> list[ScoredPassage]:
-        """The passages with the first `top` in a new order; each of those has its `likelihood`, a logit here.
+    async def rerank(self, question: str, found: Sequence[ScoredPassage], top: int) -> list[ScoredPassage]:
+        """See `Reranker`; `likelihood` is the model's logit.
 
         Raises `ModelError` for a model that does not give one number to a pair.
         """
         first, rest = list(found[:top]), list(found[top:])
         if len(first) < 2:
             return [*first, *rest]
-        logits = self._logits([(question, source_text(scored.passage)) for scored in first])
+        pairs = [(question, source_text(scored.passage)) for scored in first]
+        logits = await asyncio.to_thread(self._logits, pairs)
         scored = [replace(one, likelihood=logit) for one, logit in zip(first, logits, strict=True)]
         return reordered(scored, logits, rest, WEIGHT)
 

@@ -10,8 +10,9 @@ That costs one prefill for each passage, of which the engine's prefix cache keep
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from hybridqa.answering.prompt import PromptBuilder, source_text
 from hybridqa.engine.protocol import Engine
@@ -22,23 +23,32 @@ WEIGHT = 3.0  # of a nat for each of the question's tokens, beside the fused sco
 INSTRUCTION = "Write a question that this text answers."
 
 
-class LikelihoodReranker:
-    """Ranks with one base model; safe to share."""
+class Reranker(Protocol):
+    """What puts passages into a new order; safe to share."""
 
-    def __init__(self, prompts: PromptBuilder, *, max_model_len: int) -> None:
+    async def rerank(self, question: str, found: Sequence[ScoredPassage], top: int) -> list[ScoredPassage]:
+        """The passages with the first `top` in a new order; each of those has its `likelihood`."""
+        ...
+
+
+class LikelihoodReranker:
+    """Ranks with one base model."""
+
+    def __init__(self, prompts: PromptBuilder, engine: Callable[[], Awaitable[Engine]], *, max_model_len: int) -> None:
+        """`engine` gives the one that runs, on its loop."""
         self._prompts = prompts
+        self._engine = engine
         self._max_model_len = max_model_len
 
-    async def rerank(
-        self, question: str, found: Sequence[ScoredPassage], top: int, engine: Engine
-    ) -> list[ScoredPassage]:
-        """The passages with the first `top` in a new order; each of those has its `likelihood`. Raises `EngineError`.
+    async def rerank(self, question: str, found: Sequence[ScoredPassage], top: int) -> list[ScoredPassage]:
+        """See `Reranker`; `likelihood` is in nats for each of the question's tokens. Raises `EngineError`.
 
         A passage that does not fit the model's window with the question counts as the least likely one.
         """
         first, rest = list(found[:top]), list(found[top:])
         if len(first) < 2:
             return [*first, *rest]
+        engine = await self._engine()
         likelihoods = await asyncio.gather(*(self._likelihood(question, scored, engine) for scored in first))
         if all(value is None for value in likelihoods):
             return [*first, *rest]

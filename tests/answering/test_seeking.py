@@ -45,7 +45,7 @@ def seeker_of(
 ) -> Seeker:
     return Seeker(
         store.searcher,
-        LikelihoodReranker(store.prompts, max_model_len=512),
+        LikelihoodReranker(store.prompts, engine, max_model_len=512),
         Rewriter(store.prompts, max_model_len=512),
         engine,
         rerank=rerank,

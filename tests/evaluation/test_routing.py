@@ -66,6 +66,9 @@ def test_shares_are_of_their_own_kind_of_question() -> None:
     assert found["right_document_first_of_one"].mean == 0.5
     assert found["right_plugged_in"].mean == found["wrong_plugged_in"].mean == pytest.approx(1 / 3)
     assert found["stranger_plugged_in"][NEAR].mean == 0.5 and found["stranger_plugged_in"][FAR] is None
+    withheld = found["withheld_below"]["0.2"]
+    assert (withheld[ON].mean, withheld[NEAR].mean, withheld[FAR]) == (0, 0.5, None)
+    assert withheld["right document first"].mean == 0
     assert found["by_threshold"]["0.65"] == {"right": pytest.approx(1 / 3), "wrong": 0.0, "strangers": 0.5}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 from pathlib import Path
@@ -48,6 +49,10 @@ def found(*scores: float) -> list[ScoredPassage]:
     return [ScoredPassage(passage, score) for passage, score in zip(passages, scores, strict=False)]
 
 
+def rerank(model: Path, passages: list[ScoredPassage], top: int) -> list[ScoredPassage]:
+    return asyncio.run(CrossEncoderReranker(model).rerank(QUESTION, passages, top))
+
+
 def logits(model: Path, texts: list[str]) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True)
     plain = BertForSequenceClassification.from_pretrained(str(model)).eval()
@@ -56,7 +61,7 @@ def logits(model: Path, texts: list[str]) -> list[float]:
 
 
 def test_the_order_is_what_the_model_says(model: Path) -> None:
-    ranked = CrossEncoderReranker(model).rerank(QUESTION, found(9.0, 9.0, 9.0, 8.5), 3)
+    ranked = rerank(model, found(9.0, 9.0, 9.0, 8.5), 3)
     said = logits(model, TEXTS[:3])
     assert max(said) - min(said) > 0.1
     order = sorted(range(3), key=lambda place: -said[place])
@@ -64,7 +69,7 @@ def test_the_order_is_what_the_model_says(model: Path) -> None:
     assert [one.likelihood for one in ranked[:3]] == pytest.approx([said[place] for place in order], abs=1e-4)
     assert ranked[0].score == 9.0 and ranked[3].likelihood is None
     assert all(one.score >= other.score for one, other in itertools.pairwise(ranked))
-    assert CrossEncoderReranker(model).rerank(QUESTION, found(9.0), 3) == found(9.0)
+    assert rerank(model, found(9.0), 3) == found(9.0)
 
 
 def test_a_question_is_answered_with_it(model: Path, tmp_path: Path, tiny_model: ModelFolder) -> None:
@@ -81,11 +86,11 @@ def test_a_question_is_answered_with_it(model: Path, tmp_path: Path, tiny_model:
 
 def test_what_is_no_cross_encoder_is_named(tmp_path: Path, embedder_path: Path, model: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot rerank: it gives \(2, 3\) numbers for 2 pairs"):
-        CrossEncoderReranker(make(tmp_path / "three", embedder_path, 3)).rerank(QUESTION, found(1.0, 1.0), 2)
+        rerank(make(tmp_path / "three", embedder_path, 3), found(1.0, 1.0), 2)
     shutil.copytree(model, tmp_path / "hurt")
     (tmp_path / "hurt" / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"cannot rerank: .* Expected a sentence-transformers cross-encoder"):
-        CrossEncoderReranker(tmp_path / "hurt").rerank(QUESTION, found(1.0, 1.0), 2)
+        rerank(tmp_path / "hurt", found(1.0, 1.0), 2)
     with (
         HybridQA.open(tmp_path / "s", create=True, reranker="no-such") as qa,
         pytest.raises(ModelError, match="no-such"),

@@ -33,7 +33,10 @@ def prompts(tokenizer: object) -> PromptBuilder:
 
 
 def rerank(prompts: PromptBuilder, engine: Engine, passages: Sequence[ScoredPassage], top: int, length: int = 2048):  # type: ignore[no-untyped-def]
-    return asyncio.run(LikelihoodReranker(prompts, max_model_len=length).rerank(QUESTION, passages, top, engine))
+    async def ready() -> Engine:
+        return engine
+
+    return asyncio.run(LikelihoodReranker(prompts, ready, max_model_len=length).rerank(QUESTION, passages, top))
 
 
 def test_the_passage_that_the_question_would_be_asked_of_comes_first(
