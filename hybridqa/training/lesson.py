@@ -18,7 +18,9 @@ from hybridqa.files import atomic_write_text
 from hybridqa.training.synthesis import Curriculum
 from hybridqa.types import Passage
 
-JOB_FORMAT = 4  # 2: curricula with a reserve and sampled answers; 3: with contexts; 4: half the answers are sentences
+# 2: curricula with a reserve and sampled answers; 3: with contexts; 4: half the answers are sentences; 5: more wordings
+# of a short document
+JOB_FORMAT = 5
 CHECKPOINT = "checkpoint.safetensors"  # in a job's folder, once its training has come so far
 BESIDE = "beside.json"  # in it, once it has begun: the other modules that it trains beside
 CHUNK_TOKENS = 320  # what the teacher reads at once, in the base model's tokens

@@ -17,6 +17,7 @@ from hybridqa.training.phrases import STOPWORDS
 
 HELD_OUT = 48  # questions that the gate asks, at most
 FACTS_PER_SENTENCE = 2  # in a first round
+FURTHER = 2  # wordings of each fact beside those of a first round
 HELD_OUT_PER_CHUNK = 2  # at least, so that a loss per chunk says something
 _ASKS = {
     "when": ("when", "what date", "when"),
@@ -169,7 +170,7 @@ def restatements(facts: Sequence[Fact], title: str, *, variants: int = 1, seed: 
 
 
 def further_restatements(
-    facts: Sequence[Fact], title: str, known: Set[str], *, variants: int = 2, seed: int = 0
+    facts: Sequence[Fact], title: str, known: Set[str], *, variants: int = FURTHER, seed: int = 0
 ) -> list[Pair]:
     """Other wordings than `restatements` has for the same seed, and than the questions in `known`; of all facts."""
     pairs = [pair for pair, new in _restated(facts, title, 1, variants, seed) if new]

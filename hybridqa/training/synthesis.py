@@ -7,6 +7,7 @@ question stands in the document, and held-out questions are never among those to
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from hybridqa.training.critic import Critic
 from hybridqa.training.entities import cross_pairs, entity_pairs, split_rounds
 from hybridqa.training.facts import Fact, find_facts
 from hybridqa.training.generator import Generator, Prompt
-from hybridqa.training.pairs import Pair, further_restatements, held_out_pairs, restatements
+from hybridqa.training.pairs import FURTHER, Pair, further_restatements, held_out_pairs, restatements
 from hybridqa.training.tasks import (
     QUESTION_TOKENS,
     RESTATEMENT_TOKENS,
@@ -29,6 +30,7 @@ from hybridqa.training.tasks import (
 )
 from hybridqa.types import Message, ModuleKind
 
+FEWEST = 48  # pairs of a first round: the least steps of a training go through as many about five times
 Fits = Callable[[Sequence[str]], bool]  # whether these sources go into one prompt
 
 
@@ -158,7 +160,8 @@ class Synthesiser:
             draft.pairs.extend(first)
             draft.reserve.extend(rest)
         known = {pair.question for pair in draft.pairs}
-        draft.reserve.extend(further_restatements(facts, title, known, seed=self._seed))
+        ways = max(FURTHER, math.ceil(FEWEST / max(1, len(facts))))
+        draft.reserve.extend(further_restatements(facts, title, known, variants=ways, seed=self._seed))
         draft.critic.know(pair.question for pair in (*draft.pairs, *draft.reserve))
         return draft
 
@@ -187,16 +190,32 @@ class Synthesiser:
                 (draft.pairs if room else draft.reserve).append(pair)
 
     def _finished(self, draft: _Draft) -> Curriculum:
-        learned = {pair.question for pair in (*draft.pairs, *draft.reserve)}
+        pairs, reserve = filled(draft.pairs, draft.reserve)
+        learned = {pair.question for pair in (*pairs, *reserve)}
         held_out = held_out_pairs(draft.facts, chunks=len(draft.chunks), seed=self._seed)
         return Curriculum(
             draft.title,
             draft.chunks,
-            stated(draft.pairs, draft.facts),
+            stated(pairs, draft.facts),
             tuple(pair for pair in held_out if pair.question not in learned),
             dict(draft.critic.dropped),
-            stated(draft.reserve, draft.facts),
+            stated(reserve, draft.facts),
         )
+
+
+def filled(pairs: Sequence[Pair], reserve: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """A first round of `FEWEST` pairs where the reserve has what it lacks, taken from all facts alike, and the rest.
+
+    A short document is read many times over all the same: a few wordings would be learned by heart, and no others.
+    """
+    asked: Counter[int] = Counter()
+    turns = []
+    for place, pair in enumerate(reserve):
+        turns.append((asked[pair.fact], place))
+        asked[pair.fact] += 1
+    taken = {place for _, place in sorted(turns)[: max(0, FEWEST - len(pairs))]}
+    more = [reserve[place] for place in sorted(taken)]
+    return [*pairs, *more], [pair for place, pair in enumerate(reserve) if place not in taken]
 
 
 def stated(pairs: Iterable[Pair], facts: Sequence[Fact], *, every: int = 2) -> tuple[Pair, ...]:

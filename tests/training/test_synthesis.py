@@ -12,8 +12,9 @@ import pytest
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.training.facts import find_facts
 from hybridqa.training.generator import Prompt
+from hybridqa.training.pairs import Pair
 from hybridqa.training.sampled import TEMPERATURE, with_sampled
-from hybridqa.training.synthesis import Curriculum, Plan, Synthesiser
+from hybridqa.training.synthesis import FEWEST, Curriculum, Plan, Synthesiser, filled
 from hybridqa.training.tasks import QUESTION_TOKENS, RESTATEMENT_TOKENS, question_task, restatement_task, summary_task
 from hybridqa.types import Message
 
@@ -47,7 +48,7 @@ def test_what_passes_is_kept_and_the_rest_counted() -> None:
     assert len(writer.asked) == 2  # questions of all documents together, then summaries
     kept = first.report()["kept"]
     assert kept["question"] == 1  # the same for each fact: kept once, then repeated or wrong
-    assert kept["summary"] == 1 and kept["ask"] == 6  # two facts of each of three sentences
+    assert kept["summary"] == 1 and sum(kept.values()) == FEWEST  # the document is short
     assert sum(first.dropped.values()) == 4
     assert all(key.startswith("question: ") for key in first.dropped)
     assert not second.held_out and second.report()["dropped"] == {"summary: says what its source does not": 1}
@@ -62,6 +63,25 @@ def test_facts_are_answered_by_phrases_and_sentences_in_turn() -> None:
         short = [pair for pair in asked if pair.answer == facts[pair.fact].phrase]
         assert len(told) == len(asked) // 2 and len(told) + len(short) == len(asked)
     assert {pair.answer for pair in lesson.held_out} <= {fact.phrase for fact in facts}
+
+
+def test_a_short_document_is_asked_about_in_more_words_and_all_of_it_alike() -> None:
+    (lesson,) = Synthesiser(Writer()).run([("Lumen kettle", [TEXT])])
+    assert len(lesson.pairs) == FEWEST
+    ways = Counter(pair.fact for pair in lesson.pairs if pair.kind == "ask")
+    facts = find_facts([TEXT])
+    assert set(ways) == {fact.number for fact in facts} and max(ways.values()) - min(ways.values()) <= 2
+    assert len({pair.question for pair in lesson.pairs}) == FEWEST
+
+
+def test_a_first_round_takes_from_the_reserve_what_it_lacks_turn_by_turn() -> None:
+    reserve = [Pair(f"{fact} {way}?", "x", "ask", 0, fact) for fact in range(4) for way in range(30)]
+    enough = [Pair(f"{number}?", "x", "question", 0, -1) for number in range(FEWEST - 6)]
+    pairs, rest = filled(enough, reserve)
+    assert [pair.question for pair in pairs[-6:]] == ["0 0?", "0 1?", "1 0?", "1 1?", "2 0?", "3 0?"]
+    assert sorted(pairs[-6:] + rest, key=reserve.index) == reserve and rest[0].question == "0 2?"
+    assert filled([*pairs, *rest], reserve) == ([*pairs, *rest], reserve)
+    assert filled([], reserve[:5]) == (reserve[:5], [])
 
 
 def test_learning_the_reserve_and_testing_are_apart() -> None:
