@@ -17,11 +17,7 @@ from hybridqa import catalog_rows as rows
 from hybridqa.catalog_database import Database
 from hybridqa.catalog_rows import DocumentSummary, PassageDraft, PutResult, Vectors
 from hybridqa.catalog_schema import create_full_text, fts_source, fts_table
-from hybridqa.errors import (
-    CollectionNotFoundError,
-    DocumentNotFoundError,
-    EmbedderMismatchError,
-)
+from hybridqa.errors import CollectionNotFoundError, DocumentNotFoundError, EmbedderMismatchError
 from hybridqa.types import Document, Passage
 
 _DOCUMENT = (
@@ -210,6 +206,23 @@ class DocumentTable:
             _, document_id = require_document(connection, collection, doc_id)
             found = connection.execute(_PASSAGE + "WHERE p.document_id = ? ORDER BY p.ordinal", (document_id,))
             return [Passage(*row) for row in found]
+
+    def passages_near(self, passage: Passage, count: int) -> list[Passage]:
+        """Up to `count` passages on each side of one, with it, in order; those of its document as it is now."""
+        with self._database.read() as connection:
+            where = "WHERE c.name = ? AND d.doc_id = ? AND p.ordinal BETWEEN ? AND ? ORDER BY p.ordinal"
+            near = (passage.collection, passage.doc_id, passage.ordinal - count, passage.ordinal + count)
+            return [Passage(*row) for row in connection.execute(_PASSAGE + where, near)]
+
+    def text_between(self, collection: str, doc_id: str, start: int, end: int) -> str:
+        """A stretch of a document's text, in characters; empty where the document is not there."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT substr(d.text, ?, ?) FROM documents AS d JOIN collections AS c USING (collection_id) "
+                "WHERE c.name = ? AND d.doc_id = ?",
+                (start + 1, end - start, collection, doc_id),
+            ).fetchone()
+        return "" if row is None else str(row[0])
 
 
 def _check_embedder(connection: sqlite3.Connection, embedder: str, dimension: int) -> None:

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_document_mb: float = Field(20.0, gt=0)
     passages: int = Field(4, ge=1)  # passages in a prompt, at most
     passages_with_module: int = Field(2, ge=0)  # where the right module surely answers as well; 0: as many as without
+    neighbours: int = Field(0, ge=0)  # passages on each side that come with one in a prompt, where there is room
     rerank: int = Field(0, ge=0)  # so many of the best passages are ranked anew by the base model; 0: none
     reranker: str | None = None  # a sentence-transformers cross-encoder, folder or hub id, in the base model's place
     hops: int = Field(1, ge=1)  # searches for a question, each further one for what was found before it

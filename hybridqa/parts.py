@@ -165,6 +165,7 @@ class Parts:
             max_rank=settings.max_lora_rank,
             abstain_below=settings.abstain_below,
             passages_with_module=settings.passages_with_module,
+            neighbours=settings.neighbours,
         )
 
     def answerer_ready(self) -> Answerer:

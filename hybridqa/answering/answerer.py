@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from hybridqa.answering.abstaining import certain, not_found
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.companions import UNUSABLE, CompanionChooser
+from hybridqa.answering.neighbours import Neighbours
 from hybridqa.answering.options import AskOptions, check_values
 from hybridqa.answering.prompt import Prompt, PromptBuilder
 from hybridqa.answering.refusal import is_refusal
@@ -65,10 +66,12 @@ class Answerer:
         max_rank: int,
         abstain_below: float,
         passages_with_module: int = 0,
+        neighbours: int = 0,
     ) -> None:
         """`abstain_below` is the evidence that some document must have for an answer to be tried.
 
         `passages_with_module` are those of a prompt, at most, where the right module surely answers too; 0: as ever.
+        `neighbours` are the passages on each side that come with one.
         """
         self._catalog = catalog
         self._seeker = seeker
@@ -82,6 +85,7 @@ class Answerer:
         self._max_rank = max_rank
         self._abstain_below = abstain_below
         self._passages_with_module = passages_with_module
+        self._neighbours = neighbours
 
     def check(self, question: str, options: AskOptions) -> None:
         """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
@@ -141,7 +145,14 @@ class Answerer:
         if _is_empty(route):
             return Plan(question, collection, mode, route, None, None, timings)
         started = time.perf_counter()
-        prompt = self._prompts.build(question, history, route.passages, max_answer_tokens=self._sampling.max_tokens)
+        beside = options.get("neighbours")
+        prompt = self._prompts.build(
+            question,
+            history,
+            route.passages,
+            max_answer_tokens=self._sampling.max_tokens,
+            wider=Neighbours(self._catalog, self._neighbours if beside is None else beside).wider,
+        )
         timings["prompt"] = time.perf_counter() - started
         return Plan(question, collection, mode, route, prompt, adapter, timings)
 

@@ -23,6 +23,7 @@ class AskOptions(TypedDict, total=False):
     plugins: Sequence[str] | None  # ids of the plug-ins in the stack, in place of those of the setting `plugins`
     filter: Filter | None  # which documents may answer, by passages or modules; all of the collection's
     extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
+    neighbours: int | None  # passages on each side that come with one; the setting `neighbours`
     rerank: int | None  # so many passages are ranked anew by the base model; the setting `rerank`
     rewrite: bool | None  # whether the base model restates a follow-up that cannot stand alone; the setting `rewrite`
     hops: int | None  # searches, each for what those before it found; the setting `hops`
@@ -43,7 +44,7 @@ def check_values(question: str, options: AskOptions) -> None:
         raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
     if (mode := options.get("mode")) is not None and mode not in list(Mode):
         raise QuestionError(f"mode={mode!r} cannot be used; expected one of {', '.join(Mode)}.")
-    for name, least in (("k", 1), ("modules", 0), ("rerank", 0), ("hops", 1)):
+    for name, least in (("k", 1), ("modules", 0), ("neighbours", 0), ("rerank", 0), ("hops", 1)):
         value = options.get(name)
         if value is not None and (not isinstance(value, int) or value < least):
             raise QuestionError(f"{name}={value!r} cannot be used; expected a whole number of {least} or more.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ INSTRUCTION_SOURCES = (
 INSTRUCTION_USER = "What the user has said before counts more than the sources."
 INSTRUCTION_CLOSED = f"Answer the question in one or two short sentences. If you do not know the answer, say: {UNKNOWN}"
 
+Wider = Callable[[ScoredPassage, Sequence[ScoredPassage]], ScoredPassage]  # the passage, less what others have
 _MARKER = re.compile(r"\s?\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
 _CHARACTERS_PER_TOKEN = 64  # no text of words is longer than this per token; longer ones are refused unread
 
@@ -136,16 +137,20 @@ class PromptBuilder:
         passages: Sequence[ScoredPassage] = (),
         *,
         max_answer_tokens: int,
+        wider: Wider | None = None,
     ) -> Prompt:
         """The prompt with as many of the passages, then as much of the history, as there is room for.
 
         Passages are taken in their order while they fit `context_tokens`; the first to fit the model's window is taken
-        whatever its length, so that an answer from passages has one. Of the history the oldest turns go first.
+        whatever its length, so that an answer from passages has one. What is left of both is for what `wider` makes of
+        them, in the same order. Of the history the oldest turns go first.
         Raises `QuestionError` when the question, or the question with one passage, does not fit.
         """
         self.check(question, max_answer_tokens=max_answer_tokens)
         room = self._room(max_answer_tokens)
         used = self._choose_passages(question, passages, room)
+        if wider is not None:
+            used = self._widen(question, used, room, wider)
         sources = [source_text(scored.passage) for scored in used]
         ids = self.encode(messages_for(question, sources))
         turns = _turns(history)
@@ -182,6 +187,22 @@ class PromptBuilder:
         if passages and not chosen:
             raise self._too_long(f"{smallest:,} tokens with its shortest source", room)
         return tuple(chosen)
+
+    def _widen(
+        self, question: str, passages: tuple[ScoredPassage, ...], room: int, wider: Wider
+    ) -> tuple[ScoredPassage, ...]:
+        """The passages, each in its turn made wider where that still fits; none loses its place by it."""
+        widened = list(passages)
+        for place, scored in enumerate(passages):
+            rest = [*widened[:place], *widened[place + 1 :]]
+            wide = wider(scored, rest)
+            if wide == scored:
+                continue
+            sources = [source_text(one.passage) for one in (*widened[:place], wide, *widened[place + 1 :])]
+            spent = sum(self._count(f"[{number}] {source}\n\n") for number, source in enumerate(sources, 1))
+            if spent <= self._context_tokens and len(self.encode(messages_for(question, sources))) <= room:
+                widened[place] = wide
+        return tuple(widened)
 
     def _room(self, max_answer_tokens: int) -> int:
         return self._max_model_len - max_answer_tokens

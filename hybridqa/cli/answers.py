@@ -32,6 +32,10 @@ Plugins = Annotated[
 ]
 NoExtractor = Annotated[bool, typer.Option("--no-extractor", help="Leave the collection's extractor out.")]
 Passages = Annotated[int | None, typer.Option("--k", "-k", min=1, help="Passages in the prompt, at most.")]
+Beside = Annotated[
+    int | None,
+    typer.Option("--neighbours", min=0, help="Passages on each side that come with one, where there is room."),
+]
 Rerank = Annotated[
     int | None, typer.Option("--rerank", min=0, help="Rank so many passages anew by the base model; 0: none.")
 ]
@@ -58,6 +62,7 @@ def ask(
     where: Where = None,
     since: Since = None,
     until: Until = None,
+    neighbours: Beside = None,
     rerank: Rerank = None,
     hops: Hops = None,
     explain: Annotated[
@@ -71,7 +76,9 @@ def ask(
         question = sys.stdin.buffer.read().decode("utf-8", "replace")
     if not question.strip():
         raise QuestionError("the question is empty; expected a text such as 'Who wrote it?', or '-' to read it.")
-    asked = _options(collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops)
+    asked = _options(
+        collection, k, plugin, no_extractor, filter_of(document, where, since, until), neighbours, rerank, hops
+    )
     with open_store(context) as store:
         answer = _answer(store, question, {**asked, "mode": mode}, stream, as_json)
         if as_json:
@@ -95,6 +102,7 @@ def chat(
     where: Where = None,
     since: Since = None,
     until: Until = None,
+    neighbours: Beside = None,
     rerank: Rerank = None,
     hops: Hops = None,
     rewrite: Rewrite = None,
@@ -105,7 +113,7 @@ def chat(
     history: list[Message] = []
     troubled = False
     asked = _options(
-        collection, k, plugin, no_extractor, filter_of(document, where, since, until), rerank, hops, rewrite
+        collection, k, plugin, no_extractor, filter_of(document, where, since, until), neighbours, rerank, hops, rewrite
     )
     with open_store(context) as store:
         store.catalog.require_collection(collection)
@@ -176,6 +184,7 @@ def _options(
     plugin: list[str] | None,
     no_extractor: bool,
     filter: Filter | None,
+    neighbours: int | None,
     rerank: int | None,
     hops: int | None,
     rewrite: bool | None = None,
@@ -188,6 +197,7 @@ def _options(
         "plugins": plugin or None,
         "extractor": extractor,
         "filter": filter,
+        "neighbours": neighbours,
         "rerank": rerank,
         "hops": hops,
         "rewrite": rewrite,
