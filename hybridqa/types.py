@@ -208,7 +208,8 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     passages: tuple[ScoredPassage, ...] = ()  # those that were in the prompt, in the order of their numbers
     modules: tuple[ModuleChoice, ...] = ()  # of documents; plug-ins and extractor are below
-    confidence: float | None = None  # mean probability of the answer's tokens, 0 to 1
+    confidence: float | None = None  # 0 to 1, to order answers by: `probability` times the evidence; 0 where abstained
+    probability: float | None = None  # mean probability of the answer's tokens, 0 to 1
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds by step
     usage: Usage = field(default_factory=Usage)
     route_reason: str = ""

@@ -143,7 +143,9 @@ def test_documents_answer_at_once_and_in_their_own_collection(open_store: Open) 
     answer = qa.ask("Who designed the Lumen kettle?")
     assert [scored.passage.doc_id for scored in answer.passages] == ["kettle"]
     assert answer.usage.prompt_tokens > 20 and answer.usage.completion_tokens > 0
-    assert answer.timings["total"] > 0 and answer.confidence is not None and 0 <= answer.confidence <= 1
+    assert answer.timings["total"] > 0 and answer.probability is not None and 0 < answer.probability <= 1
+    assert answer.route is not None and answer.confidence is not None
+    assert answer.confidence == (0 if answer.abstained else answer.probability * max(answer.route.evidence.values()))
     for citation in answer.citations:
         assert KETTLE[citation.start : citation.end] == citation.quote
     other = qa.ask("Who designed the Lumen kettle?", collection="works")

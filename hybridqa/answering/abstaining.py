@@ -28,6 +28,17 @@ def certain(route: Route, question: str, history: Sequence[Message], below: floa
     return replace(route, passages=(), modules=(), reason=f"{route.reason}; nothing to answer from: {why}")
 
 
+def confidence(route: Route, probability: float | None, abstained: bool) -> float | None:
+    """How far to trust an answer, 0 to 1: its tokens' mean probability times the strongest evidence for a document.
+
+    The product tells right answers from wrong ones better than either alone. Without documents to ask about, in closed
+    mode, the probability is all there is.
+    """
+    if abstained or probability is None:
+        return 0.0 if abstained else None
+    return probability if route.mode is Mode.CLOSED else probability * max(route.evidence.values(), default=0.0)
+
+
 def share_said(question: str, history: Sequence[Message]) -> float:
     """The share of the question's words that stand in what the user has stated, 0 to 1."""
     stated = [

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
-from hybridqa.answering.abstaining import certain, not_found
+from hybridqa.answering.abstaining import certain, confidence, not_found
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.companions import UNUSABLE, CompanionChooser
 from hybridqa.answering.neighbours import Neighbours
@@ -245,6 +245,7 @@ class Answerer:
         }
         tokens = done.usage.completion_tokens
         refused = is_refusal(text)
+        probability = math.exp(min(0.0, done.logprob / tokens)) if tokens else None
         return Answer(
             text=text,
             mode=plan.mode,
@@ -253,7 +254,8 @@ class Answerer:
             citations=citations,
             passages=plan.prompt.passages,
             modules=plan.route.modules,
-            confidence=math.exp(min(0.0, done.logprob / tokens)) if tokens else None,
+            confidence=confidence(plan.route, probability, refused),
+            probability=probability,
             timings=timings,
             usage=done.usage,
             route_reason=plan.route.reason,
@@ -278,6 +280,7 @@ class Answerer:
             mode=plan.mode,
             abstained=True,
             missing=missing,
+            confidence=0.0,
             timings={**plan.timings, "total": total_s},
             route_reason=plan.route.reason,
             route=plan.route,

@@ -248,6 +248,7 @@ def answer_json(answer: Answer, question: str, collection: str) -> dict[str, Any
         "missing": answer.missing,
         "mode": answer.mode,
         "confidence": answer.confidence,
+        "probability": answer.probability,
         "citations": [output.plain(citation) for citation in answer.citations],
         "passages": [
             {"number": number, **output.plain(scored.passage), "score": scored.score, "cosine": scored.dense}

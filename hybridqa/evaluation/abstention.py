@@ -126,8 +126,7 @@ def _given(kind: str, question: EvalQuestion, answer: Answer) -> Given:
     route = answer.route
     assert route is not None
     evidence = max(route.evidence.values(), default=0.0)
-    confidence = answer.confidence or 0.0
-    says = 0.0 if answer.abstained else 1.0
+    probability = answer.probability or 0.0
     return Given(
         kind,
         kind == ANSWERABLE and not answer.abstained and is_right(answer.text, question),
@@ -135,9 +134,9 @@ def _given(kind: str, question: EvalQuestion, answer: Answer) -> Given:
         {
             PLAIN: max((scored.dense or 0.0 for scored in route.found), default=0.0),
             "evidence": evidence,
-            "confidence": confidence,
-            "evidence and confidence": evidence * confidence,
-            "both, and what it says": evidence * confidence * says,
+            "probability": probability,
+            "evidence and probability": evidence * probability,
+            "confidence": answer.confidence or 0.0,
         },
     )
 

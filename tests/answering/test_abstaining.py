@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridqa.answering.abstaining import share_said
-from hybridqa.types import Message
+from hybridqa.answering.abstaining import confidence, share_said
+from hybridqa.types import Message, Mode, Route
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,12 @@ from hybridqa.types import Message
 )
 def test_statements_of_the_user_alone_count(question: str, turns: list[tuple[str, str]], share: float) -> None:
     assert share_said(question, [Message(role, text) for role, text in turns]) == share
+
+
+def test_an_answer_is_trusted_as_far_as_its_words_and_its_documents_are() -> None:
+    found = Route(Mode.HYBRID, evidence={"kettle": 0.5, "museum": 0.25})
+    assert confidence(found, 0.8, False) == 0.4
+    assert confidence(found, 0.8, True) == 0.0 == confidence(found, None, True)
+    assert confidence(found, None, False) is None
+    assert confidence(Route(Mode.RETRIEVAL), 0.8, False) == 0.0  # nothing says that it is there
+    assert confidence(Route(Mode.CLOSED), 0.8, False) == 0.8

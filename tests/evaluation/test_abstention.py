@@ -88,6 +88,6 @@ def test_the_command_asks_a_real_engine(data: tuple[Path, Path], tmp_path: Path,
     assert done.exit_code == 0, done.output
     report = json.loads(kept.read_text())
     assert report["data"]["questions"] == {ANSWERABLE: 3, UNANSWERABLE: 3, REMOVED: 2}
-    assert set(report["ways"]) >= {"cosine", "evidence", "confidence"}
+    assert set(report["ways"]) >= {"cosine", "evidence", "probability", "evidence and probability", "confidence"}
     assert "area under risk and coverage" in done.stdout or "evidence" in done.stdout
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
