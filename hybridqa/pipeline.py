@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from hybridqa.answering.answerer import Answerer, Plan
+from hybridqa.answering.answerer import Answerer
 from hybridqa.answering.options import AskOptions, check_options
+from hybridqa.answering.plan import Plan
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
 from hybridqa.engine.loop import close_stream, together

@@ -182,6 +182,9 @@ class Citation:
     start: int
     end: int
     quote: str
+    places: tuple[
+        tuple[int, int], ...
+    ] = ()  # of its markers in the answer: `text[start:end]`, such as "[1]" or "[1, 2]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,7 @@ class Answer:
     probability: float | None = None  # mean probability of the answer's tokens, 0 to 1
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds by step
     usage: Usage = field(default_factory=Usage)
+    finish_reason: str = "stop"  # "stop", "length" where it was cut off at `max_tokens`, or "abort"
     route_reason: str = ""
     plugins: tuple[ModuleChoice, ...] = ()
     extractor: ModuleChoice | None = None

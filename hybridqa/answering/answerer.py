@@ -10,16 +10,18 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hybridqa.answering.abstaining import certain, confidence, not_found
 from hybridqa.answering.citations import resolve_citations
 from hybridqa.answering.companions import UNUSABLE, CompanionChooser
 from hybridqa.answering.neighbours import Neighbours
-from hybridqa.answering.options import AskOptions, check_values
-from hybridqa.answering.prompt import Prompt, PromptBuilder
+from hybridqa.answering.options import AskOptions, check_values, sampling_of
+from hybridqa.answering.plan import Plan, bare, is_empty
+from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.answering.refusal import is_refusal
 from hybridqa.answering.seeking import Seeker, Sought, Where
+from hybridqa.answering.written import Written
 from hybridqa.catalog import Catalog
 from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Engine, Sampling
@@ -28,24 +30,11 @@ from hybridqa.modules.registry import ModuleRegistry
 from hybridqa.modules.stacks import StackCache
 from hybridqa.routing.router import Router
 from hybridqa.routing.shares import weighed
-from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode, ModuleChoice, Route, Usage
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Citation, Mode, ModuleChoice, Route, Usage
 
 log = logging.getLogger(__name__)
 SURE = 0.65  # evidence for a module beside which fewer passages are enough
 ROUTING_PASSAGES = 32  # evidence for a module comes from at least so many passages, whatever the prompt holds
-
-
-@dataclass(slots=True)
-class Plan:
-    """What will be asked of the engine, and why; `prompt` is None when there is nothing to answer from."""
-
-    question: str
-    collection: str
-    mode: Mode
-    route: Route
-    prompt: Prompt | None
-    adapter: Adapter | None
-    timings: dict[str, float] = field(default_factory=dict)
 
 
 class Answerer:
@@ -91,7 +80,7 @@ class Answerer:
         """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
         check_values(question, options)
         self._catalog.require_collection(options.get("collection", DEFAULT_COLLECTION))
-        self._prompts.check(question, max_answer_tokens=self._sampling.max_tokens)
+        self._prompts.check(question, max_answer_tokens=self._reserved(sampling_of(options, self._sampling)))
 
     async def seek(self, question: str, options: AskOptions) -> Sought:
         """What is found for a question that was checked. Raises as `Seeker.seek` does."""
@@ -120,7 +109,7 @@ class Answerer:
         if sought is None:
             self.check(question, options)
             sought = Sought() if mode is Mode.CLOSED else self._seeker.look(question, **self._where(options))
-        timings = dict(sought.timings)
+        timings, sampling = dict(sought.timings), sampling_of(options, self._sampling)
         started = time.perf_counter()
         companions = self._companions.choose(collection, mode, options.get("plugins"), options.get("extractor"))
         room, modules = self._max_rank - companions.rank, options.get("modules")
@@ -142,19 +131,25 @@ class Answerer:
         timings["stack"] = time.perf_counter() - started
         if k is None and not sought.hopped:
             route = self._fewer(route)
-        if _is_empty(route):
-            return Plan(question, collection, mode, route, None, None, timings)
+        if is_empty(route):
+            return Plan(question, collection, mode, route, None, None, sampling, timings)
         started = time.perf_counter()
         beside = options.get("neighbours")
         prompt = self._prompts.build(
             question,
             history,
             route.passages,
-            max_answer_tokens=self._sampling.max_tokens,
+            max_answer_tokens=self._reserved(sampling),
             wider=Neighbours(self._catalog, self._neighbours if beside is None else beside).wider,
         )
         timings["prompt"] = time.perf_counter() - started
-        return Plan(question, collection, mode, route, prompt, adapter, timings)
+        left = self._prompts.max_model_len - len(prompt.token_ids)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left))
+        return Plan(question, collection, mode, route, prompt, adapter, sampling, timings)
+
+    def _reserved(self, sampling: Sampling) -> int:
+        """The tokens that a prompt leaves for the answer; a longer one has what the prompt does not need."""
+        return min(sampling.max_tokens, self._sampling.max_tokens)
 
     def _fewer(self, route: Route) -> Route:
         """The route with as many passages as it takes beside a module that is surely the right one."""
@@ -179,7 +174,7 @@ class Answerer:
 
     def _stack(self, route: Route) -> tuple[Route, Adapter | None]:
         """Everything that the route plugs in as one adapter."""
-        if _is_empty(route):
+        if is_empty(route):
             return route, None
         choices = [*route.modules, *route.plugins, *([] if route.extractor is None else [route.extractor])]
         if not choices:
@@ -188,55 +183,61 @@ class Answerer:
             return route, self._stacks.stack(choices, self._max_rank)
         except (AdapterError, StoreError, OSError) as error:
             log.warning("stack left out: %s", error)
-            return _bare(route, error), None
+            return bare(route, error), None
 
     async def answer(self, plan: Plan, engine: Engine) -> Answer:
         """Generates the planned answer."""
         assert plan.prompt is not None
         try:
-            done = await engine.generate(plan.prompt.token_ids, self._sampling, plan.adapter)
+            done = await engine.generate(plan.prompt.token_ids, plan.sampling, plan.adapter)
         except AdapterError as error:
             plan = self._without_modules(plan, error)
             assert plan.prompt is not None
-            done = await engine.generate(plan.prompt.token_ids, self._sampling, None)
+            done = await engine.generate(plan.prompt.token_ids, plan.sampling, None)
         return self._finish(plan, done)
 
     async def stream(self, plan: Plan, engine: Engine) -> AsyncIterator[Delta | Answer]:
-        """The planned answer in pieces, then whole."""
+        """The planned answer in pieces, then whole: its text is what the pieces said."""
         assert plan.prompt is not None
         started = time.perf_counter()
-        text, finish, logprob, first = "", "stop", 0.0, 0.0
+        written = Written(plan.prompt.passages, plan.question)
+        begun, finish, logprob, first = False, "stop", 0.0, 0.0
         usage = Usage(prompt_tokens=len(plan.prompt.token_ids))
         for attempt in (plan.adapter, None):
             try:
-                pieces = engine.stream(plan.prompt.token_ids, self._sampling, attempt)
+                pieces = engine.stream(plan.prompt.token_ids, plan.sampling, attempt)
                 try:
                     async for piece in pieces:
                         first = first or time.perf_counter() - started
-                        text += piece.text
+                        begun = begun or bool(piece.text)
                         logprob += piece.logprob
                         finish = piece.finish_reason or finish
                         usage = piece.usage or usage
-                        yield piece
+                        if said := written.add(piece.text):
+                            yield Delta(said, logprob=piece.logprob)
                 finally:
                     await close_stream(pieces)
                 break
             except AdapterError as error:
-                if attempt is None or text:
+                if attempt is None or begun:
                     raise
                 plan = self._without_modules(plan, error)
                 assert plan.prompt is not None
         total = time.perf_counter() - started
-        yield self._finish(plan, Completion(text, finish, usage, logprob, first, total))
+        rest, text, citations = written.end()
+        yield Delta(rest, finish, usage)
+        yield self._finish(plan, Completion(text, finish, usage, logprob, first, total), citations)
 
     def _without_modules(self, plan: Plan, error: AdapterError) -> Plan:
         log.warning("modules left out: %s", error)
-        return replace(plan, route=_bare(plan.route, error), adapter=None)
+        return replace(plan, route=bare(plan.route, error), adapter=None)
 
-    def _finish(self, plan: Plan, done: Completion) -> Answer:
+    def _finish(self, plan: Plan, done: Completion, citations: tuple[Citation, ...] | None = None) -> Answer:
+        """The answer that a completion is; with `citations` its text is as it stays."""
         assert plan.prompt is not None
-        started = time.perf_counter()
-        text, citations = resolve_citations(done.text.strip(), plan.prompt.passages, plan.question)
+        started, text = time.perf_counter(), done.text
+        if citations is None:
+            text, citations = resolve_citations(text.strip(), plan.prompt.passages, plan.question)
         timings = {
             **plan.timings,
             "first_token": done.first_token_s,
@@ -258,6 +259,7 @@ class Answerer:
             probability=probability,
             timings=timings,
             usage=done.usage,
+            finish_reason=done.finish_reason,
             route_reason=plan.route.reason,
             plugins=plan.route.plugins,
             extractor=plan.route.extractor,
@@ -285,14 +287,3 @@ class Answerer:
             route_reason=plan.route.reason,
             route=plan.route,
         )
-
-
-def _is_empty(route: Route) -> bool:
-    """Whether there is nothing to answer from: plug-ins and an extractor hold nothing of the documents."""
-    return route.mode is not Mode.CLOSED and not route.passages and not route.modules
-
-
-def _bare(route: Route, error: Exception) -> Route:
-    """The route without any adapter."""
-    reason = f"{route.reason}; modules left out: {error}"
-    return replace(route, modules=(), plugins=(), extractor=None, reason=reason)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hybridqa.answering.refusal import is_refusal
 from hybridqa.answering.support import Evidence, Support
 from hybridqa.ingest.sentences import split_sentences
 from hybridqa.types import Citation, ScoredPassage
 
+_Marker = tuple[int, int, int]  # where it starts and ends in the text, and its number
 _NUMBERS = r"\d{1,4}(?:\s*[-–]\s*\d{1,4})?"
 _GROUP = rf"\[\s*(?:sources?\s*)?{_NUMBERS}(?:\s*[,;]\s*{_NUMBERS})*\s*\](?!\()"  # "[1](…" is a link
 _JOIN = r"(?:\s*[,;]\s*|\s*(?:and|or|&)\s*|\s*)"
@@ -34,11 +36,37 @@ def resolve_citations(
     the words of `question` help to tell which. Text in backquotes is left as it is.
     """
     evidence = Evidence(passages)
-    text, markers = _clean(text, passages)
+    text, markers = clean(text, passages)
     if not markers:
         text, markers = _attribute(text, evidence, question)
+    return text, _citations(text, markers, passages, evidence, question)
+
+
+def cite_behind(text: str, passages: Sequence[ScoredPassage], question: str = "") -> tuple[str, tuple[Citation, ...]]:
+    """The same for a text that has been read already: markers that it lacks come behind it, all in one place.
+
+    `text` is one that `clean` has been through.
+    """
+    evidence = Evidence(passages)
+    _, markers = clean(text, passages)
+    if markers:
+        return text, _citations(text, markers, passages, evidence, question)
+    marked, inside = _attribute(text, evidence, question)
     found: dict[tuple[int, int, int], Citation] = {}
-    for position, number in markers:
+    for citation in _citations(marked, inside, passages, evidence, question):
+        place = len(text) + 1 + sum(len(f"[{other.number}]") for other in found.values())
+        end = place + len(f"[{citation.number}]")
+        found[citation.number, citation.start, citation.end] = replace(citation, places=((place, end),))
+    behind = "".join(f"[{citation.number}]" for citation in found.values())
+    return (f"{text} {behind}" if behind else text), tuple(found.values())
+
+
+def _citations(
+    text: str, markers: Sequence[_Marker], passages: Sequence[ScoredPassage], evidence: Evidence, question: str
+) -> tuple[Citation, ...]:
+    """What each marker of a text points to."""
+    found: dict[tuple[int, int, int], Citation] = {}
+    for position, end_of_marker, number in markers:
         passage = passages[number - 1].passage
         support = evidence.best_in(number, _statement(text, position), question) or evidence.best_in(number, text)
         start, end = (support.start, support.end) if support else (0, len(passage.text))
@@ -51,15 +79,16 @@ def resolve_citations(
             end=passage.start + end,
             quote=passage.text[start:end],
         )
-        found.setdefault((number, citation.start, citation.end), citation)
-    return text, tuple(found.values())
+        known = found.get(key := (number, citation.start, citation.end), citation)
+        found[key] = replace(known, places=(*known.places, (position, end_of_marker)))
+    return tuple(found.values())
 
 
-def _clean(text: str, passages: Sequence[ScoredPassage]) -> tuple[str, list[tuple[int, int]]]:
-    """The text without markers that point nowhere, and (position, number) of those that are left."""
+def clean(text: str, passages: Sequence[ScoredPassage]) -> tuple[str, list[_Marker]]:
+    """The text without markers that point nowhere, and those that are left."""
     code = [match.span() for match in _CODE.finditer(text)]
     cleaned, done = "", 0
-    markers: list[tuple[int, int]] = []
+    markers: list[_Marker] = []
     for match in _RUN.finditer(text):
         if any(start < match.end() and match.start() < end for start, end in code):
             continue
@@ -73,7 +102,7 @@ def _clean(text: str, passages: Sequence[ScoredPassage]) -> tuple[str, list[tupl
             continue
         keep = match["run"] if good == written else "".join(f"[{number}]" for number in good)
         cleaned += match["gap"]
-        markers += [(len(cleaned), number) for number in good]
+        markers += [(len(cleaned), len(cleaned) + len(keep), number) for number in good]
         cleaned += keep
     return cleaned + text[done:], markers
 
@@ -100,9 +129,9 @@ def _statement(text: str, position: int) -> str:
     return _RUN.sub(" ", before[spans[-1][0] :] if spans else text)
 
 
-def _attribute(text: str, evidence: Evidence, question: str) -> tuple[str, list[tuple[int, int]]]:
+def _attribute(text: str, evidence: Evidence, question: str) -> tuple[str, list[_Marker]]:
     """The text with a marker in each sentence that a passage supports, and where they are."""
-    markers: list[tuple[int, int]] = []
+    markers: list[_Marker] = []
     if is_refusal(text):
         return text, markers
     written, done = "", 0
@@ -114,7 +143,8 @@ def _attribute(text: str, evidence: Evidence, question: str) -> tuple[str, list[
         ending = _END.search(text, start, end)
         stop = ending.start() if ending else end
         written += f"{text[done:stop]} "
-        markers.append((len(written), support.number))
-        written += f"[{support.number}]"
+        marker = f"[{support.number}]"
+        markers.append((len(written), len(written) + len(marker), support.number))
+        written += marker
         done = stop
     return written + text[done:], markers

@@ -84,6 +84,11 @@ class PromptBuilder:
         self._lock = Lock()  # a fast tokenizer refuses two threads at once
 
     @property
+    def max_model_len(self) -> int:
+        """Prompt plus completion, in tokens."""
+        return self._max_model_len
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Texts that end an answer, for a model without a chat template."""
         return self._template.stop

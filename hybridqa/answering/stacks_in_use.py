@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from hybridqa.answering.answerer import Plan
+from hybridqa.answering.plan import Plan
 from hybridqa.engine.protocol import Engine
 from hybridqa.errors import EngineError
 from hybridqa.modules.stacks import StackCache

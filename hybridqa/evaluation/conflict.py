@@ -15,8 +15,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hybridqa.answering.answerer import Plan
 from hybridqa.answering.options import AskOptions
+from hybridqa.answering.plan import Plan
 from hybridqa.answering.seeking import Sought
 from hybridqa.engine.loop import together
 from hybridqa.engine.protocol import Engine

@@ -153,3 +153,23 @@ def test_every_marker_left_has_a_citation() -> None:
             text, citations = resolve_citations(f"Here {first} is {second} so.", passages(*TEXTS))
             left = {int(number) for run in re.findall(r"\[[^\]]*\]", text) for number in re.findall(r"\d+", run)}
             assert left == {citation.number for citation in citations}, (first, second, text)
+
+
+@pytest.mark.parametrize(
+    "text", [*(written for written, _, _ in WRITTEN), "It opened in 1987. Its toll is two crowns."]
+)
+def test_a_citation_knows_where_its_markers_stand(text: str) -> None:
+    left, citations = resolve_citations(text, passages(*TEXTS))
+    places = {place for citation in citations for place in citation.places}
+    assert citations and all(citation.places for citation in citations)
+    assert all(
+        str(citation.number) in left[start:end] or "-" in left[start:end]
+        for citation in citations
+        for start, end in citation.places
+    )
+    bare = "".join(" " * (end - start) for start, end in sorted(places))
+    rest = left
+    for start, end in sorted(places, reverse=True):
+        assert re.fullmatch(r"\[.*\]", left[start:end])
+        rest = rest[:start] + rest[end:]
+    assert "[" not in rest and len(rest) + len(bare) == len(left)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hybridqa.answering.answerer import Plan
+from hybridqa.answering.plan import Plan
 from hybridqa.answering.stacks_in_use import StacksInUse
-from hybridqa.engine.protocol import Adapter
+from hybridqa.engine.protocol import Adapter, Sampling
 from hybridqa.modules.stacks import StackCache
 from hybridqa.types import Mode, Route
 
@@ -46,7 +46,7 @@ def hold(cache: StackCache, name: str) -> Adapter:
 
 
 def plan_with(adapter: Adapter | None) -> Plan:
-    return Plan("Who?", "default", Mode.HYBRID, Route(Mode.HYBRID), None, adapter)
+    return Plan("Who?", "default", Mode.HYBRID, Route(Mode.HYBRID), None, adapter, Sampling())
 
 
 def maker(cache: StackCache, name: str) -> Callable[[], Plan]:

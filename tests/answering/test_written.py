@@ -1,0 +1,93 @@
+"""A text that is read while it is written: nothing is taken back, and it ends as the whole text would be read."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_citations import TEXTS, WRITTEN, passages
+
+from hybridqa.answering.citations import clean, resolve_citations
+from hybridqa.answering.written import Written
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "It opened in 1987",
+            " ",
+            "[",
+            "1",
+            "]",
+            "[2]",
+            "[9]",
+            ", ",
+            " and ",
+            ".",
+            "\n",
+            "`",
+            "```",
+            "(",
+            "[1, 2]",
+            "a",
+            "é[3",
+        ]
+    ),
+    max_size=25,
+)
+
+
+def read(pieces: list[str]) -> tuple[list[str], str]:
+    written = Written(passages(*TEXTS), "")
+    said = [written.add(piece) for piece in pieces]
+    rest, text, citations = written.end()
+    assert "".join([*said, rest]) == text
+    for citation in citations:
+        for start, end in citation.places:
+            assert text[start:end].startswith("[") and text[start:end].endswith("]")
+    return said, text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("text", [written for written, _, _ in WRITTEN])
+def test_markers_that_the_model_wrote_are_where_they_would_be(text: str, size: int) -> None:
+    pieces = [text[place : place + size] for place in range(0, len(text), size)]
+    assert read(pieces)[1] == resolve_citations(text, passages(*TEXTS))[0]
+
+
+@given(PIECES)
+def test_what_was_said_is_never_taken_back(pieces: list[str]) -> None:
+    said, text = read(pieces)
+    whole = clean("".join(pieces).strip(), passages(*TEXTS))[0]
+    assert text.startswith(whole)  # what comes behind are markers
+    grown = ["".join(said[:place]) for place in range(len(said) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in pairwise([*grown, text]))
+
+
+def test_a_text_without_markers_gets_them_behind_it() -> None:
+    text = "It opened in 1987. Its toll is two crowns."
+    written = Written(passages(*TEXTS), "")
+    assert written.add(text) == text  # at once, and not again
+    rest, whole, citations = written.end()
+    assert rest == " [1][2]" and whole == f"{text} [1][2]"
+    assert [citation.number for citation in citations] == [1, 2]
+    assert [whole[start:end] for citation in citations for start, end in citation.places] == ["[1]", "[2]"]
+
+
+def test_what_may_become_a_marker_waits_and_nothing_else_does() -> None:
+    written = Written(passages(*TEXTS), "")
+    assert [
+        written.add(piece) for piece in ("It opened", " in 1987", " [", "1", "]", ".", " Then", " [9", "]", " it")
+    ] == [
+        "It opened",
+        " in 1987",
+        "",
+        "",
+        "",
+        " [1].",
+        " Then",
+        "",
+        "",
+        " it",
+    ]
