@@ -23,7 +23,7 @@ from hybridqa.files import storage_full
 from hybridqa.models import ModelFolder
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("init", "add", "rm", "ls", "ask", "chat", "refresh", "distill", "train-extractor", "modules", "doctor")
+COMMANDS = "init add rm ls ask chat serve refresh distill train-extractor modules doctor".split()
 KETTLE = (
     "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
     "The Lumen kettle is made in the town of Oskvar."

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hybridqa import __version__
-from hybridqa.cli import answers, distill, documents, evaluation, extractor, health, modules, output
+from hybridqa.cli import answers, distill, documents, evaluation, extractor, health, modules, output, serve
 from hybridqa.cli.context import INTERRUPTED, Options, remember_debug
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ app.command("rm")(documents.rm)
 app.command("ls")(documents.ls)
 app.command("ask")(answers.ask)
 app.command("chat")(answers.chat)
+app.command("serve")(serve.serve)
 app.command("refresh")(modules.refresh)
 app.command("train-extractor")(extractor.train_extractor)
 app.command("distill")(distill.distill)

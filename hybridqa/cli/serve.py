@@ -1,0 +1,68 @@
+"""`serve`: answers over HTTP as the OpenAI API does.
+
+Knows nothing about the paths: they are `hybridqa.server`'s. Exit code 0 when it is stopped.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from hybridqa.cli import output
+from hybridqa.cli.context import command, open_store
+from hybridqa.errors import ConfigError
+
+NEEDED = "`hybridqa serve` needs fastapi and uvicorn; install them with `pip install 'hybridqa[server]'`."
+
+
+@command
+def serve(
+    context: typer.Context,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
+) -> None:
+    """Answer over HTTP, as the OpenAI API does, until it is stopped."""
+    if not _is_loopback(host):
+        raise ConfigError(
+            f"host {host!r} can be reached from other machines, and requests need no key yet; expected an address of "
+            "this machine alone, such as '127.0.0.1'. Put a proxy that checks keys in front of it."
+        )
+    try:
+        import uvicorn
+
+        from hybridqa.server.app import create_app
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn"):
+            raise
+        raise ConfigError(NEEDED) from error
+    with open_store(context) as store, _listening(host, port) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", access_log=False))
+        output.note(f"listening at http://{_shown(host)}:{listener.getsockname()[1]}/v1; Ctrl-C stops it")
+        with suppress(KeyboardInterrupt):  # the server has ended its requests by then
+            server.run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of {host!r} cannot be listened at: {error.strerror}; expected a free one. Give another with "
+            "--port, or --port 0 for any that is free."
+        ) from error
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,62 @@
+"""The application: every path, over one open store.
+
+Knows nothing of what the paths do. Invariant: a request has an answer in the API's own shapes, whatever it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from hybridqa import __version__
+from hybridqa.pipeline import HybridQA
+from hybridqa.server import errors
+from hybridqa.server.chat import chat_routes
+from hybridqa.server.schema import MODELS, mode_of
+
+
+def create_app(store: HybridQA) -> FastAPI:
+    """The application of an open store, which stays the caller's to close; models are loaded when it starts."""
+    started = asyncio.Event()
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        async def warm_up() -> None:
+            await asyncio.to_thread(store.warm_up)
+            started.set()
+
+        warming = asyncio.create_task(warm_up())
+        yield
+        warming.cancel()
+
+    app = FastAPI(title="hybridqa", version=__version__, lifespan=life)
+    errors.install(app)
+    app.include_router(chat_routes(store))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", response_model=None)
+    async def ready() -> JSONResponse:
+        loaded = started.is_set()
+        return JSONResponse({"status": "ready" if loaded else "loading"}, status_code=200 if loaded else 503)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [_model(name) for name in MODELS]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, object]:
+        mode_of(name)
+        return _model(name)
+
+    return app
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "hybridqa"}
