@@ -18,6 +18,8 @@ from hybridqa.errors import ConfigError
 
 NEEDED = "`hybridqa serve` needs fastapi and uvicorn; install them with `pip install 'hybridqa[server]'`."
 
+GRACE_S = 10  # for answers that are being written when it is stopped
+
 
 @command
 def serve(
@@ -40,7 +42,10 @@ def serve(
             raise
         raise ConfigError(NEEDED) from error
     with open_store(context) as store, _listening(host, port) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", access_log=False))
+        config = uvicorn.Config(
+            create_app(store), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
+        )
+        server = uvicorn.Server(config)
         output.note(f"listening at http://{_shown(host)}:{listener.getsockname()[1]}/v1; Ctrl-C stops it")
         with suppress(KeyboardInterrupt):  # the server has ended its requests by then
             server.run(sockets=[listener])

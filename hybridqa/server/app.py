@@ -6,6 +6,7 @@ Knows nothing of what the paths do. Invariant: a request has an answer in the AP
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,21 +14,29 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from hybridqa import __version__
+from hybridqa.errors import HybridQAError
 from hybridqa.pipeline import HybridQA
 from hybridqa.server import errors
 from hybridqa.server.chat import chat_routes
 from hybridqa.server.schema import MODELS, mode_of
 
+log = logging.getLogger(__name__)
+
 
 def create_app(store: HybridQA) -> FastAPI:
     """The application of an open store, which stays the caller's to close; models are loaded when it starts."""
-    started = asyncio.Event()
+    state = "loading"
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         async def warm_up() -> None:
-            await asyncio.to_thread(store.warm_up)
-            started.set()
+            nonlocal state
+            try:
+                await asyncio.to_thread(store.warm_up)
+                state = "ready"
+            except HybridQAError as error:  # each request says it too; one of them may yet succeed
+                state = "failed"
+                log.error("the models could not be loaded: %s", error)
 
         warming = asyncio.create_task(warm_up())
         yield
@@ -43,8 +52,7 @@ def create_app(store: HybridQA) -> FastAPI:
 
     @app.get("/ready", response_model=None)
     async def ready() -> JSONResponse:
-        loaded = started.is_set()
-        return JSONResponse({"status": "ready" if loaded else "loading"}, status_code=200 if loaded else 503)
+        return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:

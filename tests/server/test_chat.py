@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from hybridqa import HybridQA, Message
 from hybridqa.engine.protocol import Delta
+from hybridqa.server.app import create_app
 from hybridqa.server.replies import url_citations
 from hybridqa.server.sse import COMMENT, kept_alive
 from hybridqa.types import Answer, Citation, Mode
@@ -167,6 +170,18 @@ def test_it_says_whether_it_lives_and_is_ready(url: str) -> None:
     while (found := httpx.get(f"{url}/ready")).status_code == 503 and time.monotonic() < until:
         time.sleep(0.1)
     assert found.status_code == 200 and found.json() == {"status": "ready"}
+
+
+def test_a_model_that_cannot_be_loaded_is_no_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        HybridQA.open(tmp_path / "store", create=True, model=str(tmp_path / "nothing")) as broken,
+        TestClient(create_app(broken), raise_server_exceptions=False) as client,
+    ):
+        wait_for(lambda: client.get("/ready").json() == {"status": "failed"})
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+        done = client.post("/v1/chat/completions", json={"model": "hybridqa", "messages": ASKED})
+    assert done.status_code == 500 and done.json()["error"]["type"] == "server_error"
+    assert "nothing" not in done.text and "nothing" in caplog.text  # where it lies is the log's to say
 
 
 LONG: dict[str, Any] = {"model": "hybridqa-retrieval", "messages": ASKED, "max_tokens": 900, "temperature": 2.0}
