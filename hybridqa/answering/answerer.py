@@ -201,7 +201,7 @@ class Answerer:
         assert plan.prompt is not None
         started = time.perf_counter()
         written = Written(plan.prompt.passages, plan.question)
-        begun, finish, logprob, first = False, "stop", 0.0, 0.0
+        begun, finish, logprob, unsaid, first = False, "stop", 0.0, 0.0, 0.0
         usage = Usage(prompt_tokens=len(plan.prompt.token_ids))
         for attempt in (plan.adapter, None):
             try:
@@ -210,11 +210,12 @@ class Answerer:
                     async for piece in pieces:
                         first = first or time.perf_counter() - started
                         begun = begun or bool(piece.text)
-                        logprob += piece.logprob
+                        logprob, unsaid = logprob + piece.logprob, unsaid + piece.logprob
                         finish = piece.finish_reason or finish
                         usage = piece.usage or usage
                         if said := written.add(piece.text):
-                            yield Delta(said, logprob=piece.logprob)
+                            yield Delta(said, logprob=unsaid)
+                            unsaid = 0.0
                 finally:
                     await close_stream(pieces)
                 break
@@ -225,7 +226,7 @@ class Answerer:
                 assert plan.prompt is not None
         total = time.perf_counter() - started
         rest, text, citations = written.end()
-        yield Delta(rest, finish, usage)
+        yield Delta(rest, finish, usage, unsaid)
         yield self._finish(plan, Completion(text, finish, usage, logprob, first, total), citations)
 
     def _without_modules(self, plan: Plan, error: AdapterError) -> Plan:

@@ -21,7 +21,7 @@ _GROUP = rf"\[\s*(?:sources?\s*)?{_NUMBERS}(?:\s*[,;]\s*{_NUMBERS})*\s*\](?!\()"
 _JOIN = r"(?:\s*[,;]\s*|\s*(?:and|or|&)\s*|\s*)"
 _RUN = re.compile(rf"(?P<gap>[ \t]*)(?P<run>{_GROUP}(?:{_JOIN}{_GROUP})*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
-_CODE = re.compile(r"(?s)```.*?(?:```|\Z)|`[^`\n]+`")
+CODE = re.compile(r"(?s)```.*?(?:```|\Z)|`[^`\n]+`")
 _LAST_WORD = re.compile(r"\S+\s*$")
 _END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*$")
 
@@ -45,20 +45,24 @@ def resolve_citations(
 def cite_behind(text: str, passages: Sequence[ScoredPassage], question: str = "") -> tuple[str, tuple[Citation, ...]]:
     """The same for a text that has been read already: markers that it lacks come behind it, all in one place.
 
-    `text` is one that `clean` has been through.
+    Where `clean` would still change the text, its citations have no places.
     """
     evidence = Evidence(passages)
-    _, markers = clean(text, passages)
+    cleaned, markers = clean(text, passages)
     if markers:
-        return text, _citations(text, markers, passages, evidence, question)
+        citations = _citations(cleaned, markers, passages, evidence, question)
+        return text, citations if cleaned == text else tuple(replace(one, places=()) for one in citations)
     marked, inside = _attribute(text, evidence, question)
-    found: dict[tuple[int, int, int], Citation] = {}
-    for citation in _citations(marked, inside, passages, evidence, question):
-        place = len(text) + 1 + sum(len(f"[{other.number}]") for other in found.values())
-        end = place + len(f"[{citation.number}]")
-        found[citation.number, citation.start, citation.end] = replace(citation, places=((place, end),))
-    behind = "".join(f"[{citation.number}]" for citation in found.values())
-    return (f"{text} {behind}" if behind else text), tuple(found.values())
+    citations = _citations(marked, inside, passages, evidence, question)
+    if not citations:
+        return text, ()
+    places: dict[int, tuple[int, int]] = {}
+    text += " "
+    for number in dict.fromkeys(citation.number for citation in citations):
+        marker = f"[{number}]"
+        places[number] = (len(text), len(text) + len(marker))
+        text += marker
+    return text, tuple(replace(citation, places=(places[citation.number],)) for citation in citations)
 
 
 def _citations(
@@ -86,7 +90,7 @@ def _citations(
 
 def clean(text: str, passages: Sequence[ScoredPassage]) -> tuple[str, list[_Marker]]:
     """The text without markers that point nowhere, and those that are left."""
-    code = [match.span() for match in _CODE.finditer(text)]
+    code = [match.span() for match in CODE.finditer(text)]
     cleaned, done = "", 0
     markers: list[_Marker] = []
     for match in _RUN.finditer(text):
@@ -135,7 +139,7 @@ def _attribute(text: str, evidence: Evidence, question: str) -> tuple[str, list[
     if is_refusal(text):
         return text, markers
     written, done = "", 0
-    code = [match.span() for match in _CODE.finditer(text)]
+    code = [match.span() for match in CODE.finditer(text)]
     for start, end in split_sentences(text):
         support: Support | None = evidence.best(text[start:end], question)
         if support is None or any(first < end and start < last for first, last in code):

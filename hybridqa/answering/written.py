@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hybridqa.answering.citations import cite_behind, clean
+from hybridqa.answering.citations import CODE, cite_behind, clean
 from hybridqa.types import Citation, ScoredPassage
 
 # At the end of a text: what is, may become or may go on as a marker, with the gap before it that goes where it goes.
-_OPEN = r"\[[^\[\]\n]{0,24}"
+_OPEN = r"\[[^\[\]]{0,80}"
 _JOINT = r"\s*(?:[,;&]|a|an|and|o|or)?\s*"
 _UNDECIDED = re.compile(rf"\s*{_OPEN}(?:\]{_JOINT}(?:{_OPEN})?)*$|\s+$", re.IGNORECASE)
-_FENCED = re.compile(r"(?s)```.*?(?:```|\Z)")
+_CLOSED = re.compile(r"(?s)```.*?```")
 
 
 class Written:
@@ -25,19 +25,23 @@ class Written:
         self._passages = passages
         self._question = question
         self._raw = ""
+        self._known = 0  # characters of it that were decided when something was said last
         self._said = ""
 
     def add(self, text: str) -> str:
         """Takes what the model wrote next, and gives what is certain by now."""
         self._raw += text
         known = _decided(self._raw.lstrip())
-        return self._say(clean(known, self._passages)[0])
+        if said := self._say(clean(known, self._passages)[0]):
+            self._known = len(known)
+        return said
 
     def end(self) -> tuple[str, str, tuple[Citation, ...]]:
         """The rest that is to be said, then the whole text and its citations."""
         text, _ = clean(self._raw.strip(), self._passages)
         if not text.startswith(self._said):
-            text = self._said
+            # A marker of a hundred characters was taken for text: what comes behind it is not lost.
+            text = self._said + clean(self._raw.strip()[self._known :], self._passages)[0]
         text, citations = cite_behind(text, self._passages, self._question)
         return self._say(text), text, citations
 
@@ -52,11 +56,13 @@ class Written:
 
 def _decided(text: str) -> str:
     """As much of an unfinished text as stays what it is, whatever comes behind it."""
-    fence = text.count("```") % 2 == 1
     plain = text.rstrip("`")
-    if not fence:
-        last = _FENCED.sub(lambda match: " " * len(match.group()), plain).rpartition("\n")[2]
-        if last.count("`") % 2:  # code, if it is closed on this line
-            plain = plain[: len(plain) - len(last) + last.rindex("`")]
-    undecided = None if fence else _UNDECIDED.search(plain)
-    return plain[: undecided.start()] if undecided else plain.rstrip()
+    code = [match.span() for match in CODE.finditer(plain)]
+    begun, ended = code[-1] if code else (0, 0)
+    if ended == len(plain) and plain.startswith("```", begun) and not _CLOSED.fullmatch(plain, begun):
+        return plain.rstrip()
+    line = max(ended, plain.rfind("\n") + 1)
+    if (quoted := plain.find("`", line)) >= 0:  # code, if it is closed on this line
+        plain = plain[:quoted]
+    undecided = _UNDECIDED.search(plain, ended)
+    return plain[: undecided.start()] if undecided else plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_a_stream_says_what_its_answer_says(store: HybridQA) -> None:
     assert isinstance(answer, Answer)
     said = [piece.text for piece in pieces if not isinstance(piece, Answer)]
     assert "".join(said) == answer.text and len(said) > 3
+    logprob = sum(piece.logprob for piece in pieces if not isinstance(piece, Answer))
+    assert answer.probability == pytest.approx(math.exp(logprob / answer.usage.completion_tokens))
     for citation in answer.citations:
         assert all(answer.text[start:end].startswith("[") for start, end in citation.places)
 

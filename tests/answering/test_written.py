@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_citations import TEXTS, WRITTEN, passages
 
@@ -56,13 +56,23 @@ def test_markers_that_the_model_wrote_are_where_they_would_be(text: str, size: i
     assert read(pieces)[1] == resolve_citations(text, passages(*TEXTS))[0]
 
 
+@settings(max_examples=500)
 @given(PIECES)
+@example(["`", "It opened in 1987", "```", "[1, 2]", "[2]"])
+@example(["``", "[1, 2]", "[2]", "`"])
+@example(["`", "[9]", "é[3", "`", "It opened in 1987"])
 def test_what_was_said_is_never_taken_back(pieces: list[str]) -> None:
     said, text = read(pieces)
     whole = clean("".join(pieces).strip(), passages(*TEXTS))[0]
     assert text.startswith(whole)  # what comes behind are markers
     grown = ["".join(said[:place]) for place in range(len(said) + 1)]
     assert all(later.startswith(earlier) for earlier, later in pairwise([*grown, text]))
+
+
+def test_nothing_is_lost_behind_a_marker_that_is_too_long_to_wait_for() -> None:
+    text = f"It opened in 1987 [{', '.join('1' * 40)}] and its toll is two crowns [2]."
+    said, whole = read([text[place : place + 5] for place in range(0, len(text), 5)])
+    assert whole.startswith("It opened in 1987") and whole.endswith("and its toll is two crowns [2].") and any(said)
 
 
 def test_a_text_without_markers_gets_them_behind_it() -> None:
@@ -73,6 +83,14 @@ def test_a_text_without_markers_gets_them_behind_it() -> None:
     assert rest == " [1][2]" and whole == f"{text} [1][2]"
     assert [citation.number for citation in citations] == [1, 2]
     assert [whole[start:end] for citation in citations for start, end in citation.places] == ["[1]", "[2]"]
+
+
+def test_sentences_that_one_passage_supports_share_its_marker() -> None:
+    written = Written(passages(*TEXTS), "")
+    written.add("Mira Tolland designed it. It opened in 1987.")
+    rest, whole, citations = written.end()
+    assert rest == " [1]" and [citation.number for citation in citations] == [1, 1]
+    assert {whole[start:end] for citation in citations for start, end in citation.places} == {"[1]"}
 
 
 def test_what_may_become_a_marker_waits_and_nothing_else_does() -> None:
