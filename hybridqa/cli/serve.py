@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from hybridqa.cli import output
-from hybridqa.cli.context import command, open_store
+from hybridqa.cli.context import AsJson, command, open_store
 from hybridqa.errors import ConfigError
 
 NEEDED = "`hybridqa serve` needs fastapi and uvicorn; install them with `pip install 'hybridqa[server]'`."
@@ -26,6 +26,7 @@ def serve(
     context: typer.Context,
     host: Annotated[str, typer.Option("--host", help="The address to listen at; this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
+    as_json: AsJson = False,
 ) -> None:
     """Answer over HTTP, as the OpenAI API does, until it is stopped."""
     if not _is_loopback(host):
@@ -46,7 +47,11 @@ def serve(
             create_app(store), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
         )
         server = uvicorn.Server(config)
-        output.note(f"listening at http://{_shown(host)}:{listener.getsockname()[1]}/v1; Ctrl-C stops it")
+        url = f"http://{_shown(host)}:{listener.getsockname()[1]}/v1"
+        if as_json:
+            output.say_json({"url": url})
+        else:
+            output.note(f"listening at {url}; Ctrl-C stops it")
         with suppress(KeyboardInterrupt):  # the server has ended its requests by then
             server.run(sockets=[listener])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -51,6 +52,17 @@ def test_it_answers_until_it_is_stopped(environment: dict[str, str], told: signa
         out, errors = running.communicate()
     assert running.returncode == (0 if told is signal.SIGINT else -signal.SIGTERM)
     assert out == "" and "Traceback" not in errors
+
+
+def test_a_program_reads_where_it_listens(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "hybridqa", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        told = json.loads(running.stdout.readline())
+        host, _, port = told["url"].removeprefix("http://").removesuffix("/v1").rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+        running.kill()
 
 
 def test_it_listens_at_this_machine_alone_and_names_a_port_in_use(environment: dict[str, str]) -> None:
