@@ -22,6 +22,7 @@ _JOIN = r"(?:\s*[,;]\s*|\s*(?:and|or|&)\s*|\s*)"
 _RUN = re.compile(rf"(?P<gap>[ \t]*)(?P<run>{_GROUP}(?:{_JOIN}{_GROUP})*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 CODE = re.compile(r"(?s)```.*?(?:```|\Z)|`[^`\n]+`")
+LONGEST_WORD = 256  # characters that are looked back for the word before a marker
 _LAST_WORD = re.compile(r"\S+\s*$")
 _END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*$")
 
@@ -122,7 +123,7 @@ def _written(run: str) -> list[int]:
 
 def _copied(before: str, marker: str, passages: Sequence[ScoredPassage]) -> bool:
     """Whether a source has this very marker behind this very word: a footnote of its own."""
-    word = _LAST_WORD.search(before)
+    word = _LAST_WORD.search(before, max(0, len(before) - LONGEST_WORD))  # not through all of the text
     return word is not None and any(word.group() + marker in scored.passage.text for scored in passages)
 
 

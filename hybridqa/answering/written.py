@@ -25,15 +25,20 @@ class Written:
         self._passages = passages
         self._question = question
         self._raw = ""
+        self._settled, self._start = "", 0  # the lines that are done with, as they are said; where the next begins
         self._known = 0  # characters of it that were decided when something was said last
         self._said = ""
 
     def add(self, text: str) -> str:
         """Takes what the model wrote next, and gives what is certain by now."""
         self._raw += text
-        known = _decided(self._raw.lstrip())
-        if said := self._say(clean(known, self._passages)[0]):
-            self._known = len(known)
+        begun = self._raw.lstrip()[self._start :]
+        known = _decided(begun)
+        if said := self._say(self._settled + clean(known, self._passages)[0]):
+            self._known = self._start + len(known)
+        if line := _last_line(known):  # a long text is not read again for each of its words
+            self._settled += clean(known[:line], self._passages)[0]
+            self._start += line
         return said
 
     def end(self) -> tuple[str, str, tuple[Citation, ...]]:
@@ -66,3 +71,12 @@ def _decided(text: str) -> str:
         plain = plain[:quoted]
     undecided = _UNDECIDED.search(plain, ended)
     return plain[: undecided.start()] if undecided else plain
+
+
+def _last_line(text: str) -> int:
+    """Where the last line begins that has nothing to do with those before it; 0 where none does."""
+    line = text.rfind("\n") + 1
+    plain = line and line < len(text) and not text[line].isspace() and text[line] not in "[`"
+    return (
+        line if plain and not any(start < line < end for start, end in map(re.Match.span, CODE.finditer(text))) else 0
+    )
