@@ -139,7 +139,7 @@ wanted=()
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
-    dev | plots | server | langchain | ray) wanted+=("$argument") ;; # nothing uses the last three yet
+    dev | plots | server | remote | langchain | ray) wanted+=("$argument") ;; # vLLM brings what the middle three need, but langchain-core
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
     *) die "'$argument' is no extra; expected some of: dev, plots." ;;
   esac
