@@ -27,6 +27,7 @@ from hybridqa.engine.protocol import Delta
 from hybridqa.errors import StoreNotFoundError
 from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
+from hybridqa.keys import Key, Role, new_key
 from hybridqa.pipeline_modules import ModulePipeline
 from hybridqa.types import DEFAULT_COLLECTION, Answer
 
@@ -107,6 +108,33 @@ class HybridQA(ModulePipeline):
     def documents(self, collection: str | None = None) -> list[DocumentSummary]:
         """What the store holds."""
         return self.catalog.list_documents(collection)
+
+    # Keys of a served store
+
+    def add_key(
+        self,
+        name: str,
+        role: Role | str = Role.ASK,
+        collections: Sequence[str] | None = None,
+        *,
+        per_minute: int | None = None,
+        at_once: int | None = None,
+    ) -> tuple[str, Key]:
+        """Makes a key that reaches some collections (None: all), and gives its token, which is kept nowhere, with it.
+
+        Raises `InputError`.
+        """
+        chosen = None if collections is None else tuple(collections)
+        token, key = new_key(name, role, chosen, per_minute=per_minute, at_once=at_once)
+        return token, self.catalog.add_key(key)
+
+    def list_keys(self) -> list[Key]:
+        """The keys, oldest first."""
+        return self.catalog.list_keys()
+
+    def remove_key(self, key_id: str) -> None:
+        """Removes a key: a running server refuses it from the next request on. Raises `NotFoundError`."""
+        self.catalog.remove_key(key_id)
 
     # Questions
 

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from hybridqa.engine.loop import close_stream
 from hybridqa.engine.protocol import Delta
-from hybridqa.pipeline import HybridQA
+from hybridqa.server.access import Asking
+from hybridqa.server.asking import Asker
 from hybridqa.server.errors import ApiError, api_error
 from hybridqa.server.replies import ChatReply
 from hybridqa.server.schema import ChatRequest
@@ -28,20 +29,21 @@ LOOK_S = 0.25  # how often a waiting request looks whether its client is still t
 _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def chat_routes(store: HybridQA) -> APIRouter:
+def chat_routes(asker: Asker) -> APIRouter:
     """The path, answered from a store."""
     router = APIRouter()
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    async def chat(access: Asking, body: ChatRequest, request: Request) -> Response:
         question, history = body.conversation()
         options = body.options()
         options["history"] = history
-        reply = ChatReply(body.model, body.hybridqa.collection)
+        options["collection"] = access.collection(body.hybridqa.collection, "hybridqa.collection")
+        reply = ChatReply(body.model, options["collection"])
         if not body.stream:
-            answer = await while_there(request, store.aask(question, **options))
+            answer = await while_there(request, asker.aask(question, **options))
             return JSONResponse(reply.whole(answer))
-        pieces = store.astream(question, **options)
+        pieces = asker.astream(question, **options)
         first = asyncio.ensure_future(anext(pieces))
         try:  # what cannot be asked is refused with its status, before a stream begins
             await asyncio.wait([first], timeout=KEEP_ALIVE_S)

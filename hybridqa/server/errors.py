@@ -7,7 +7,7 @@ code}}`, and a failure that nobody foresaw says nothing of what is inside.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,7 +90,7 @@ def install(app: FastAPI) -> None:
 
     async def wrong(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return told(_invalid(error))
+        return told(invalid(error.errors()))
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -103,9 +103,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, known)
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request."""
-    first = error.errors()[0]
+def invalid(problems: Sequence[Any]) -> ApiError:
+    """The first thing that is wrong with a request, of what pydantic found."""
+    first = problems[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = ".".join(place) or None
     if first["type"] == "json_invalid":

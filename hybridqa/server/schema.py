@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hybridqa.answering.options import AskOptions
 from hybridqa.server.errors import ApiError
-from hybridqa.types import DEFAULT_COLLECTION, Filter, Message, Mode
+from hybridqa.types import Filter, Message, Mode
 
 MODELS = {
     "hybridqa": Mode.HYBRID,
@@ -68,7 +68,7 @@ class Extension(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    collection: str = DEFAULT_COLLECTION
+    collection: str | None = None  # None: the default one, or the only one that the key reaches
     k: int | None = Field(default=None, ge=1)
     modules: int | None = Field(default=None, ge=0)
     plugins: list[str] | None = None

@@ -175,7 +175,7 @@ def test_it_says_whether_it_lives_and_is_ready(url: str) -> None:
 def test_a_model_that_cannot_be_loaded_is_no_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         HybridQA.open(tmp_path / "store", create=True, model=str(tmp_path / "nothing")) as broken,
-        TestClient(create_app(broken), raise_server_exceptions=False) as client,
+        TestClient(create_app(broken), "http://127.0.0.1", raise_server_exceptions=False) as client,
     ):
         wait_for(lambda: client.get("/ready").json() == {"status": "failed"})
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
