@@ -26,6 +26,7 @@ from hybridqa.server.gate import Gate
 from hybridqa.server.limits import Limits
 from hybridqa.server.metrics import Counted, Metrics
 from hybridqa.server.modules import module_routes
+from hybridqa.server.responses import responses_routes
 from hybridqa.server.schema import MODELS, mode_of
 from hybridqa.server.uploads import Uploads
 
@@ -61,7 +62,9 @@ def create_app(store: HybridQA) -> FastAPI:
     errors.install(app)
     app.add_middleware(Gate, catalog=store.catalog, limits=limits, max_upload_bytes=max_bytes + _FORM_BYTES)
     app.add_middleware(Counted, metrics=counted)  # the last that is added is the first that a request meets
-    app.include_router(chat_routes(Asker(store, counted)))
+    asker = Asker(store, counted)
+    app.include_router(chat_routes(asker))
+    app.include_router(responses_routes(asker))
     app.include_router(document_routes(store, uploads))
     app.include_router(module_routes(store))
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from starlette.datastructures import UploadFile
 
 from hybridqa.catalog import DocumentSummary
@@ -22,6 +22,7 @@ from hybridqa.ingest.library import AddResult
 from hybridqa.ingest.source import SourceText
 from hybridqa.pipeline import HybridQA
 from hybridqa.server.access import Access, Asking, Editing
+from hybridqa.server.body import Body
 from hybridqa.server.errors import ApiError, invalid
 from hybridqa.server.uploads import Uploads, upload_name
 
@@ -32,7 +33,7 @@ _STRETCH = 1_000_000  # characters of a document in one answer
 CollectionName = Annotated[str | None, Query(max_length=200)]
 
 
-class TextDocument(BaseModel):
+class TextDocument(Body):
     """The body of a POST that is no upload."""
 
     model_config = ConfigDict(extra="forbid")
@@ -151,9 +152,12 @@ def _added(store: HybridQA, collection: str, results: list[AddResult]) -> Json:
 
 async def _text_document(request: Request) -> TextDocument:
     try:
-        return TextDocument.model_validate_json(await request.body())
+        return TextDocument.model_validate(json.loads(await request.body()))
     except ValidationError as error:
         raise invalid(error.errors()) from error
+    except (ValueError, RecursionError) as error:
+        said = "the body is no JSON in UTF-8 that can be read; expected an object."
+        raise ApiError(400, said, code="json_invalid") from error
 
 
 async def _uploaded(

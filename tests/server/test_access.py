@@ -123,10 +123,13 @@ def test_a_key_means_its_own_collection_where_none_is_named(new: Any) -> None:
 def attempts(collection: str) -> list[tuple[str, str, dict[str, Any]]]:
     """Requests that mean a collection, each way that there is to name one."""
     chat = {"model": "hybridqa", "messages": ASKED, "hybridqa": {"collection": collection}}
+    answered = {"model": "hybridqa", "input": QUESTION, "hybridqa": {"collection": collection}}
     files = {"file": ("a.txt", b"Some words.")}
     return [
         ("POST", "/v1/chat/completions", {"json": chat}),
         ("POST", "/v1/chat/completions", {"json": {**chat, "stream": True}}),
+        ("POST", "/v1/responses", {"json": answered}),
+        ("POST", "/v1/responses", {"json": {**answered, "stream": True}}),
         ("GET", "/v1/documents", {"params": {"collection": collection}}),
         ("GET", "/v1/documents/secret", {"params": {"collection": collection}}),
         ("GET", "/v1/modules", {"params": {"collection": collection}}),

@@ -132,7 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "content": "Hello."}]}, "role 'user'"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
-    ({"messages": ASKED, "n": 2}, "n: "),
+    ({"messages": ASKED, "n": 2}, "n=2"),
     ({"messages": ASKED, "temperature": 3}, "temperature"),
     ({"messages": ASKED, "tools": [{"type": "function"}]}, "tools"),
     ({"messages": ASKED, "response_format": {"type": "json_object"}}, "response_format"),
