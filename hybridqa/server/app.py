@@ -19,6 +19,7 @@ from hybridqa.pipeline import HybridQA
 from hybridqa.server import errors
 from hybridqa.server.chat import chat_routes
 from hybridqa.server.schema import MODELS, mode_of
+from hybridqa.server.search import search_routes
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def create_app(store: HybridQA) -> FastAPI:
     app = FastAPI(title="hybridqa", version=__version__, lifespan=life)
     errors.install(app)
     app.include_router(chat_routes(store))
+    app.include_router(search_routes(store))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
