@@ -41,7 +41,7 @@ class Served:
         """Starts it; gives the seconds until its models were loaded."""
         began = time.monotonic()
         command = [sys.executable, "-m", "hybridqa", "--store", str(self._store), "serve", "--port", str(self.port)]
-        with open(self._log or os.devnull, "ab") as log:
+        with (self._log or Path(os.devnull)).open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **self._settings}, stdout=log, stderr=log, start_new_session=True
             )

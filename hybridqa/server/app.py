@@ -28,6 +28,7 @@ from hybridqa.server.metrics import Counted, Metrics
 from hybridqa.server.modules import module_routes
 from hybridqa.server.responses import responses_routes
 from hybridqa.server.schema import MODELS, mode_of
+from hybridqa.server.search import search_routes
 from hybridqa.server.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def create_app(store: HybridQA) -> FastAPI:
     asker = Asker(store, counted)
     app.include_router(chat_routes(asker))
     app.include_router(responses_routes(asker))
+    app.include_router(search_routes(store))
     app.include_router(document_routes(store, uploads))
     app.include_router(module_routes(store))
 

@@ -120,9 +120,9 @@ def extension(answer: Answer, collection: str) -> Json:
         "missing": answer.missing,
         "confidence": answer.confidence,
         "citations": [_citation(citation, answer) for citation in answer.citations],
-        "modules": _modules(answer.modules),
-        "plugins": _modules(answer.plugins),
-        "extractor": next(iter(_modules([answer.extractor] if answer.extractor else [])), None),
+        "modules": modules_used(answer.modules),
+        "plugins": modules_used(answer.plugins),
+        "extractor": next(iter(modules_used([answer.extractor] if answer.extractor else [])), None),
         "reason": answer.route_reason,
         "timings": dict(answer.timings),
     }
@@ -143,7 +143,8 @@ def _citation(citation: Citation, answer: Answer) -> Json:
     }
 
 
-def _modules(choices: Sequence[ModuleChoice]) -> list[Json]:
+def modules_used(choices: Sequence[ModuleChoice]) -> list[Json]:
+    """Modules with the evidence for them."""
     return [
         {"module": choice.module.name, "documents": sorted(choice.module.documents), "evidence": choice.evidence}
         for choice in choices

@@ -140,8 +140,8 @@ class FilterFields(BaseModel):
     until: str | None = None
 
 
-class Extension(BaseModel):
-    """What hybridqa can be asked beside the OpenAI API's parameters; see `AskOptions`."""
+class Choices(BaseModel):
+    """Where and how a question is looked for; see `RetrieveOptions`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -151,7 +151,6 @@ class Extension(BaseModel):
     plugins: list[str] | None = None
     filter: FilterFields | None = None
     extractor: bool | None = None
-    neighbours: int | None = Field(default=None, ge=0)
     rerank: int | None = Field(default=None, ge=0)
     rewrite: bool | None = None
     hops: int | None = Field(default=None, ge=1)
@@ -165,6 +164,12 @@ class Extension(BaseModel):
             given["filter"] = Filter(**{**fields, "doc_ids": doc_ids})
         options: AskOptions = given  # type: ignore[assignment]  # the names are AskOptions' own: a test says so
         return options
+
+
+class Extension(Choices):
+    """What hybridqa can be asked beside the OpenAI API's parameters; see `AskOptions`."""
+
+    neighbours: int | None = Field(default=None, ge=0)
 
 
 class TextFormat(BaseModel):

@@ -62,7 +62,9 @@ def filled(path: str) -> str:
 def test_every_path_asks_for_a_key_but_those_that_say_nothing(keyed: tuple[HybridQA, str]) -> None:
     store, url = keyed
     paths = declared(store)
-    assert {"/v1/chat/completions", "/v1/documents", "/metrics", "/openapi.json"} <= {path for _, path in paths}
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/search", "/v1/documents", "/metrics", "/openapi.json"} <= {
+        path for _, path in paths
+    }
     for method, path in paths:
         for headers in ({}, {"Authorization": "Bearer hqa-000000000000-" + "x" * 43}, {"Authorization": "Basic eDp4"}):
             done = httpx.request(method, url + filled(path), headers=headers)
@@ -130,6 +132,7 @@ def attempts(collection: str) -> list[tuple[str, str, dict[str, Any]]]:
         ("POST", "/v1/chat/completions", {"json": {**chat, "stream": True}}),
         ("POST", "/v1/responses", {"json": answered}),
         ("POST", "/v1/responses", {"json": {**answered, "stream": True}}),
+        ("POST", "/v1/search", {"json": {"query": QUESTION, "collection": collection}}),
         ("GET", "/v1/documents", {"params": {"collection": collection}}),
         ("GET", "/v1/documents/secret", {"params": {"collection": collection}}),
         ("GET", "/v1/modules", {"params": {"collection": collection}}),
@@ -165,6 +168,9 @@ def test_nothing_of_another_collection_is_in_any_reply(new: Any) -> None:
             extension = reply["hybridqa"]
             said = json.dumps([extension["citations"], extension["modules"], extension["collection"]])
             assert not VAULT.search(said) and SECRET not in json.dumps(reply)
+    for query in ("What opens the vault?", "4711", "secret"):
+        for sent in ({}, {"filter": {"doc_ids": ["secret"]}}, {"k": 1000}):
+            assert not VAULT.search(client.post("/v1/search", json={"query": query, **sent}).text)
     for path in ("/v1/documents", "/v1/modules", "/v1/collections", "/v1/documents/secret", "/v1/models"):
         assert not VAULT.search(client.get(path).text.replace("no document 'secret'", "")), path
 
