@@ -15,6 +15,8 @@ from hybridqa.catalog_database import Database
 from hybridqa.catalog_documents import DocumentTable
 from hybridqa.catalog_filter import FilterTable
 from hybridqa.catalog_full_text import FullTextTable
+from hybridqa.catalog_keys import KeyTable
+from hybridqa.catalog_listing import ListingTable
 from hybridqa.catalog_modules import ModuleTable
 from hybridqa.catalog_rows import DocumentSummary, Ids, PassageDraft, PutResult, State, Vectors, checked_collection
 from hybridqa.catalog_vectors import VectorTable
@@ -25,8 +27,8 @@ __all__ = ["Catalog", "DocumentSummary", "Ids", "PassageDraft", "PutResult", "St
 OFFSET_SAMPLE = 200  # documents whose passages `check` compares with the text
 
 
-class Catalog(DocumentTable, FullTextTable, FilterTable, VectorTable, ModuleTable):
-    """Documents, passages, vectors, full text and module rows of one store; share it between threads."""
+class Catalog(DocumentTable, ListingTable, FullTextTable, FilterTable, VectorTable, ModuleTable, KeyTable):
+    """Documents, passages, vectors, full text, module rows and keys of one store; share it between threads."""
 
     def __init__(self, database: Database, module_dir: Path | None) -> None:
         self._database = database

@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridqa import catalog_rows as rows
 from hybridqa.catalog_database import Database
-from hybridqa.catalog_rows import DocumentSummary, PassageDraft, PutResult, Vectors
+from hybridqa.catalog_rows import PassageDraft, PutResult, Vectors
 from hybridqa.catalog_schema import create_full_text, fts_source, fts_table
 from hybridqa.errors import CollectionNotFoundError, DocumentNotFoundError, EmbedderMismatchError
 from hybridqa.types import Document, Passage
@@ -162,32 +162,6 @@ class DocumentTable:
         with self._database.read() as connection:
             row = connection.execute(_DOCUMENT + "WHERE c.name = ? AND d.doc_id = ?", (collection, doc_id)).fetchone()
         return None if row is None else _document(row)
-
-    def list_documents(self, collection: str | None = None) -> list[DocumentSummary]:
-        """The documents of one collection or of all, by collection and id. Raises `CollectionNotFoundError`."""
-        with self._database.read() as connection:
-            parameters = () if collection is None else (require_collection(connection, collection),)
-            where = "WHERE d.collection_id = ? " if parameters else ""
-            found = connection.execute(
-                "SELECT d.doc_id, c.name, d.title, d.content_hash, d.characters, d.passages, d.updated_at, d.source "
-                f"FROM documents AS d JOIN collections AS c USING (collection_id) {where}ORDER BY c.name, d.doc_id",
-                parameters,
-            ).fetchall()
-        return [DocumentSummary(*row) for row in found]
-
-    def document_hashes(self, collection: str, doc_ids: Sequence[str]) -> dict[str, str]:
-        """The content hashes of those of the documents that are there."""
-        hashes: dict[str, str] = {}
-        with self._database.read() as connection:
-            for batch in rows.batches(list(doc_ids)):
-                hashes.update(
-                    connection.execute(
-                        "SELECT d.doc_id, d.content_hash FROM collections AS c JOIN documents AS d USING "
-                        "(collection_id) WHERE c.name = ? AND d.doc_id IN (SELECT value FROM json_each(?))",
-                        (collection, json.dumps(batch)),
-                    )
-                )
-        return hashes
 
     def get_passages(self, ids: Sequence[int]) -> dict[int, Passage]:
         """Those of the passages that are there, by id."""

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,16 @@ class FilterTable:
                     f"SELECT passage_id FROM passages WHERE document_id IN ({sql})", values
                 ).fetchall()
         return np.sort(np.fromiter((row[0] for row in found), dtype=np.int64, count=len(found)))
+
+    def document_metadata(self, collection: str, doc_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The metadata of those of the documents that are in the collection. Raises `CollectionNotFoundError`."""
+        with self._database.read() as connection:
+            found = connection.execute(
+                "SELECT doc_id, metadata FROM documents WHERE collection_id = ? "
+                "AND doc_id IN (SELECT value FROM json_each(?))",
+                (require_collection(connection, collection), json.dumps(list(doc_ids))),
+            ).fetchall()
+        return {str(doc_id): json.loads(metadata) for doc_id, metadata in found}
 
     def passing_doc_ids(self, collection: str, doc_ids: Sequence[str], chosen: Filter) -> set[str]:
         """Those of the documents that are in the collection and pass. Raises `CollectionNotFoundError`."""

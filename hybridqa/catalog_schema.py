@@ -15,13 +15,17 @@ from pathlib import Path
 
 from hybridqa.errors import CorruptStoreError, StoreError, StoreNotFoundError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 _KIND = "kind TEXT NOT NULL DEFAULT 'document'"
 _ONE_EXTRACTOR = (
     "CREATE UNIQUE INDEX one_current_extractor ON modules (collection_id, base_model_hash) "
     "WHERE current = 1 AND kind = 'extractor'"
+)
+_KEYS = (  # of a served store; collections: JSON, or NULL for all
+    "CREATE TABLE keys (key_id TEXT PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, role TEXT NOT NULL, "
+    "collections TEXT, per_minute INTEGER, at_once INTEGER, created_at TEXT NOT NULL) WITHOUT ROWID"
 )
 _TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
@@ -54,9 +58,11 @@ _TABLES = (
     # outlives modules and collections: a module's name is never given twice
     "CREATE TABLE module_versions (module_id TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE garbage (path TEXT PRIMARY KEY) WITHOUT ROWID",
+    _KEYS,
 )
 _UPGRADES = {  # from each older version to the next
     1: (f"ALTER TABLE modules ADD COLUMN {_KIND}", _ONE_EXTRACTOR),  # modules that are not of a document
+    2: (_KEYS,),
 }
 
 

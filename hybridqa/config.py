@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     extractor: bool = True  # use a collection's extractor where there is one
     stack_cache_mb: int = Field(2048, ge=1)
 
+    requests_per_minute: int = Field(0, ge=0)  # of one key, at most; 0: no limit; `hybridqa keys add` can give another
+    requests_at_once: int = Field(0, ge=0)  # of one key, at most; 0: no limit
+    queue: int = Field(64, ge=1)  # questions that a server works on or lets wait; more are sent away for now
+    parse_seconds: float = Field(120.0, gt=0)  # that an uploaded file may take to read
+    parse_memory_mb: int = Field(1024, ge=128)  # that reading an uploaded file may take
+
     objective: Literal["dcd", "prompt-distillation", "next-token", "sft"] = "dcd"  # what a module is trained by
     module_rank: int = Field(16, ge=1)
     module_alpha: int = Field(32, ge=1)

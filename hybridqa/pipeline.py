@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from hybridqa.answering.answerer import Answerer
-from hybridqa.answering.options import AskOptions, check_options
+from hybridqa.answering.options import AskOptions, RetrieveOptions, check_options
 from hybridqa.answering.plan import Plan
 from hybridqa.catalog import Catalog, DocumentSummary
 from hybridqa.config import CONFIG_NAME, Settings
@@ -27,8 +27,9 @@ from hybridqa.engine.protocol import Delta
 from hybridqa.errors import StoreNotFoundError
 from hybridqa.files import atomic_write_text, unusable_folder_named
 from hybridqa.ingest.library import AddResult
+from hybridqa.keys import Key, Role, new_key
 from hybridqa.pipeline_modules import ModulePipeline
-from hybridqa.types import DEFAULT_COLLECTION, Answer
+from hybridqa.types import DEFAULT_COLLECTION, Answer, Route
 
 
 class HybridQA(ModulePipeline):
@@ -108,6 +109,33 @@ class HybridQA(ModulePipeline):
         """What the store holds."""
         return self.catalog.list_documents(collection)
 
+    # Keys of a served store
+
+    def add_key(
+        self,
+        name: str,
+        role: Role | str = Role.ASK,
+        collections: Sequence[str] | None = None,
+        *,
+        per_minute: int | None = None,
+        at_once: int | None = None,
+    ) -> tuple[str, Key]:
+        """Makes a key that reaches some collections (None: all), and gives its token, which is kept nowhere, with it.
+
+        Raises `InputError`.
+        """
+        chosen = None if collections is None else tuple(collections)
+        token, key = new_key(name, role, chosen, per_minute=per_minute, at_once=at_once)
+        return token, self.catalog.add_key(key)
+
+    def list_keys(self) -> list[Key]:
+        """The keys, oldest first."""
+        return self.catalog.list_keys()
+
+    def remove_key(self, key_id: str) -> None:
+        """Removes a key: a running server refuses it from the next request on. Raises `NotFoundError`."""
+        self.catalog.remove_key(key_id)
+
     # Questions
 
     def ask(self, question: str, **options: Unpack[AskOptions]) -> Answer:
@@ -159,6 +187,25 @@ class HybridQA(ModulePipeline):
         """`stream` for asyncio."""
         check_options(options)
         return self._loop.aiterate(self._stream(question, options))
+
+    def retrieve(self, question: str, **options: Unpack[RetrieveOptions]) -> Route:
+        """What is found and chosen for `question`, and no answer: the `k` best passages, whatever speaks for them.
+
+        The evidence for their documents, and the modules considered, are in the route. A question may be of any
+        length. Raises as `ask` does.
+        """
+        check_options(options, RetrieveOptions)
+        return self._loop.run(self._retrieve(question, options))
+
+    async def aretrieve(self, question: str, **options: Unpack[RetrieveOptions]) -> Route:
+        """`retrieve` for asyncio."""
+        check_options(options, RetrieveOptions)
+        return await asyncio.wrap_future(self._loop.submit(self._retrieve(question, options)))
+
+    async def _retrieve(self, question: str, options: RetrieveOptions) -> Route:
+        answerer, chosen = await asyncio.to_thread(self.answerer_ready), cast(AskOptions, options)
+        await asyncio.to_thread(answerer.check, question, chosen, prompt=False)
+        return await asyncio.to_thread(answerer.find, chosen, await answerer.seek(question, chosen))
 
     @asynccontextmanager
     async def _planned(self, question: str, options: AskOptions) -> AsyncIterator[tuple[Answerer, Plan]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridqa.catalog import DocumentSummary
 from hybridqa.engine.loop import together
 from hybridqa.engine.protocol import Completion, Sampling
 from hybridqa.errors import InputError, ModelError
@@ -40,6 +41,13 @@ class ModulePipeline(Parts):
         from hybridqa.training.outcome import module_state
 
         return module_state(self.catalog, collection, doc_id)
+
+    def module_states(self, documents: Sequence[DocumentSummary]) -> list[str]:
+        """`module_state` of each of some documents of one collection."""
+        from hybridqa.training.outcome import module_states, state_of
+
+        states = module_states(self.catalog, documents[0].collection) if documents else {}
+        return [state_of(states, document) for document in documents]
 
     def rollback(self, module_id: str, version: int | None = None, *, collection: str = DEFAULT_COLLECTION) -> Module:
         """Puts an older version of a module (the one before, by default) back into service."""

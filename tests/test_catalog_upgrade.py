@@ -40,6 +40,7 @@ def make_old(path: Path) -> None:
         catalog.add_module(module("m", {"d": "h1"}))
         catalog.set_current("c", "m", 1)
     with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE keys")
         connection.execute("DROP INDEX one_current_extractor")
         connection.execute("ALTER TABLE modules DROP COLUMN kind")
         connection.execute("UPDATE meta SET value = 1 WHERE key = 'schema_version'")
@@ -58,8 +59,9 @@ def schema(path: Path) -> tuple[int, list[str]]:
     version = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()[0]
     columns = [row[1] for row in connection.execute("PRAGMA table_info (modules)")]
     indexes = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'one_current_extractor'").fetchone()
+    keys = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'keys'").fetchone()
     connection.close()
-    return version, [*columns[11:], *["index"] * indexes[0]]
+    return version, [*columns[11:], *["index"] * indexes[0], *["keys"] * keys[0]]
 
 
 def kinds_in(path: Path) -> list[ModuleKind]:
@@ -67,7 +69,7 @@ def kinds_in(path: Path) -> list[ModuleKind]:
         return [found.kind for found in catalog.list_modules()]
 
 
-OLD, NEW = (1, []), (2, ["kind", "index"])
+OLD, NEW = (1, []), (3, ["kind", "index", "keys"])
 
 
 def test_an_old_catalog_is_brought_up_to_date_with_its_modules(old: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hybridqa.files import storage_full
 from hybridqa.models import ModelFolder
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = "init add rm ls ask chat serve refresh distill train-extractor modules doctor".split()
+COMMANDS = "init add rm ls ask chat serve keys refresh distill train-extractor modules doctor".split()
 KETTLE = (
     "The Lumen kettle holds 1.7 litres of water. Maren Holt designed the Lumen kettle in 2031. "
     "The Lumen kettle is made in the town of Oskvar."
@@ -106,7 +106,9 @@ def test_help_names_every_command(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [[name] for name in COMMANDS] + [["modules", name] for name in ("list", "show", "import", "rm", "rollback")],
+    [[name] for name in COMMANDS]
+    + [["modules", name] for name in ("list", "show", "import", "rm", "rollback")]
+    + [["keys", name] for name in ("list", "add", "rm")],
 )
 def test_every_command_has_help_and_json(run: Run, words: list[str]) -> None:
     result = run(*words, "--help")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hybridqa.answering.plan import Plan
 from hybridqa.ingest.sentences import split_sentences
 from hybridqa.retrieval.lexical import AskedWords, question_words, stem
-from hybridqa.types import Message, Mode, Passage, Route
+from hybridqa.types import Answer, Message, Mode, Passage, Route
 
 SAID = 0.5  # of the question's words in what the user has stated: then it may be answered without any document
 
@@ -56,3 +57,26 @@ def not_found(question: str, passages: Sequence[Passage]) -> list[str]:
     asked = AskedWords(question)
     had = asked.among("\n".join(f"{one.title}\n{one.heading}\n{one.text}" for one in passages))
     return [word for word in question_words(question) if stem(word) in asked.stems - had]
+
+
+def abstention(plan: Plan, total_s: float) -> Answer:
+    """The answer when nothing was found to answer from."""
+    sought = {
+        Mode.HYBRID: "a passage or a module",
+        Mode.RETRIEVAL: "a passage",
+        Mode.MODULES: "a module",
+        Mode.CLOSED: "anything",
+    }[plan.mode]
+    missing = f"{sought} in collection {plan.collection!r} about {plan.question.strip()!r}"
+    if unfound := not_found(plan.question, [scored.passage for scored in plan.route.found]):
+        missing += f"; nothing that was found has {', '.join(repr(word) for word in unfound)}"
+    return Answer(
+        text=f"I don't know: I found no {sought.replace('a ', '')} that this question is about.",
+        mode=plan.mode,
+        abstained=True,
+        missing=missing,
+        confidence=0.0,
+        timings={**plan.timings, "total": total_s},
+        route_reason=plan.route.reason,
+        route=plan.route,
+    )

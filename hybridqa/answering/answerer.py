@@ -12,9 +12,9 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from hybridqa.answering.abstaining import certain, confidence, not_found
+from hybridqa.answering.abstaining import abstention, certain, confidence
 from hybridqa.answering.citations import resolve_citations
-from hybridqa.answering.companions import UNUSABLE, CompanionChooser
+from hybridqa.answering.companions import UNUSABLE, CompanionChooser, Companions
 from hybridqa.answering.neighbours import Neighbours
 from hybridqa.answering.options import AskOptions, check_values, sampling_of
 from hybridqa.answering.plan import Plan, bare, is_empty
@@ -76,11 +76,15 @@ class Answerer:
         self._passages_with_module = passages_with_module
         self._neighbours = neighbours
 
-    def check(self, question: str, options: AskOptions) -> None:
-        """Raises what `plan` raises for a question or options that nothing can be done with, before anything is."""
+    def check(self, question: str, options: AskOptions, *, prompt: bool = True) -> None:
+        """Raises what `plan` raises for a question or options that nothing can be done with, before anything is.
+
+        Without `prompt`, the question may be longer than the model's window.
+        """
         check_values(question, options)
         self._catalog.require_collection(options.get("collection", DEFAULT_COLLECTION))
-        self._prompts.check(question, max_answer_tokens=self._reserved(sampling_of(options, self._sampling)))
+        if prompt:
+            self._prompts.check(question, max_answer_tokens=self._reserved(sampling_of(options, self._sampling)))
 
     async def seek(self, question: str, options: AskOptions) -> Sought:
         """What is found for a question that was checked. Raises as `Seeker.seek` does."""
@@ -104,25 +108,14 @@ class Answerer:
         Raises `QuestionError`, `CollectionNotFoundError`, and for plug-ins that the question names
         `ModuleNotFoundInStoreError`, `InputError` and `RankLimitError`.
         """
-        mode, k, filter = Mode(options.get("mode", Mode.HYBRID)), options.get("k"), options.get("filter")
+        mode, k = Mode(options.get("mode", Mode.HYBRID)), options.get("k")
         collection, history = options.get("collection", DEFAULT_COLLECTION), tuple(options.get("history", ()))
         if sought is None:
             self.check(question, options)
             sought = Sought() if mode is Mode.CLOSED else self._seeker.look(question, **self._where(options))
         timings, sampling = dict(sought.timings), sampling_of(options, self._sampling)
         started = time.perf_counter()
-        companions = self._companions.choose(collection, mode, options.get("plugins"), options.get("extractor"))
-        room, modules = self._max_rank - companions.rank, options.get("modules")
-        route = self._router.route(
-            sought.passages,
-            mode,
-            collection,
-            k=k or self._passages,
-            modules=modules,
-            max_rank=room,
-            filter=filter,
-        )
-        route = replace(route, reason="; ".join((*sought.notes, route.reason)))
+        route, companions = self._route(mode, options, sought)
         route = certain(route, question, history, self._abstain_below)
         route = companions.join(self._usable(route))
         timings["route"] = time.perf_counter() - started
@@ -146,6 +139,30 @@ class Answerer:
         left = self._prompts.max_model_len - len(prompt.token_ids)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left))
         return Plan(question, collection, mode, route, prompt, adapter, sampling, timings)
+
+    def find(self, options: AskOptions, sought: Sought) -> Route:
+        """What was found and is decided for a question that is not answered here: its `k` best passages.
+
+        None is left out for want of evidence. Raises as `plan` does for plug-ins.
+        """
+        route, companions = self._route(Mode.HYBRID, options, sought)
+        route = replace(route, passages=route.found[: options.get("k") or self._passages])
+        return companions.join(self._usable(route))
+
+    def _route(self, mode: Mode, options: AskOptions, sought: Sought) -> tuple[Route, Companions]:
+        """What the router decides, and what is plugged in beside it."""
+        collection = options.get("collection", DEFAULT_COLLECTION)
+        companions = self._companions.choose(collection, mode, options.get("plugins"), options.get("extractor"))
+        route = self._router.route(
+            sought.passages,
+            mode,
+            collection,
+            k=options.get("k") or self._passages,
+            modules=options.get("modules"),
+            max_rank=self._max_rank - companions.rank,
+            filter=options.get("filter"),
+        )
+        return replace(route, reason="; ".join((*sought.notes, route.reason))), companions
 
     def _reserved(self, sampling: Sampling) -> int:
         """The tokens that a prompt leaves for the answer; a longer one has what the prompt does not need."""
@@ -269,22 +286,4 @@ class Answerer:
 
     def abstain(self, plan: Plan, *, total_s: float) -> Answer:
         """The answer when nothing was found to answer from."""
-        sought = {
-            Mode.HYBRID: "a passage or a module",
-            Mode.RETRIEVAL: "a passage",
-            Mode.MODULES: "a module",
-            Mode.CLOSED: "anything",
-        }[plan.mode]
-        missing = f"{sought} in collection {plan.collection!r} about {plan.question.strip()!r}"
-        if unfound := not_found(plan.question, [scored.passage for scored in plan.route.found]):
-            missing += f"; nothing that was found has {', '.join(repr(word) for word in unfound)}"
-        return Answer(
-            text=f"I don't know: I found no {sought.replace('a ', '')} that this question is about.",
-            mode=plan.mode,
-            abstained=True,
-            missing=missing,
-            confidence=0.0,
-            timings={**plan.timings, "total": total_s},
-            route_reason=plan.route.reason,
-            route=plan.route,
-        )
+        return abstention(plan, total_s)

@@ -14,21 +14,26 @@ from hybridqa.errors import QuestionError
 from hybridqa.types import Filter, Message, Mode
 
 
-class AskOptions(TypedDict, total=False):
-    """How a question is to be answered; each may be left out."""
+class RetrieveOptions(TypedDict, total=False):
+    """What is to be found and chosen for a question; each may be left out."""
 
     collection: str  # whose documents; "default"
-    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
     history: Sequence[Message]  # earlier turns of the conversation, oldest first
-    k: int | None  # passages in the prompt, at most; the setting `passages`
+    k: int | None  # passages that are found, or in the prompt, at most; the setting `passages`
     modules: int | None  # documents' modules in the stack, at most; the setting `modules`
     plugins: Sequence[str] | None  # ids of the plug-ins in the stack, in place of those of the setting `plugins`
     filter: Filter | None  # which documents may answer, by passages or modules; all of the collection's
     extractor: bool | None  # whether to use the collection's extractor; the setting `extractor`
-    neighbours: int | None  # passages on each side that come with one; the setting `neighbours`
     rerank: int | None  # so many passages are ranked anew by the base model; the setting `rerank`
     rewrite: bool | None  # whether the base model restates a follow-up that cannot stand alone; the setting `rewrite`
     hops: int | None  # searches, each for what those before it found; the setting `hops`
+
+
+class AskOptions(RetrieveOptions, total=False):
+    """How a question is to be answered; each may be left out."""
+
+    mode: Mode | str  # "hybrid", "retrieval", "modules" or "closed"; "hybrid"
+    neighbours: int | None  # passages on each side that come with one; the setting `neighbours`
     max_tokens: int | None  # of the answer, at most; the setting `max_answer_tokens`
     temperature: float | None  # 0 (greedy) to 2; 0
     top_p: float | None  # above 0, to 1; 1
@@ -44,19 +49,30 @@ def sampling_of(options: AskOptions, default: Sampling) -> Sampling:
     return replace(default, stop=(*default.stop, *stop), **known)
 
 
-def check_options(names: Iterable[str]) -> None:
-    """Raises `TypeError` for a name that `AskOptions` has not: a misspelt `collection` must not mean the default's."""
-    known = AskOptions.__annotations__.keys()
+def check_options(names: Iterable[str], options: type = AskOptions) -> None:
+    """Raises `TypeError` for a name that `options` has not: a misspelt `collection` must not mean the default's."""
+    known = options.__annotations__.keys()
     if unknown := sorted(set(names) - known):
         raise TypeError(
             f"no option {', '.join(repr(name) for name in unknown)} of a question; expected some of {', '.join(known)}."
         )
 
 
-def check_values(question: str, options: AskOptions) -> None:
-    """Raises `QuestionError` for values that no question can be answered with."""
+def check_question(question: str) -> None:
+    """Raises `QuestionError` for what is no text, empty, or no valid Unicode."""
     if not isinstance(question, str) or not question.strip():
         raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise QuestionError(
+            f"the question has {question[error.start]!r}, which is no valid Unicode; expected a text in UTF-8."
+        ) from error
+
+
+def check_values(question: str, options: AskOptions) -> None:
+    """Raises `QuestionError` for values that no question can be answered with."""
+    check_question(question)
     if (mode := options.get("mode")) is not None and mode not in list(Mode):
         raise QuestionError(f"mode={mode!r} cannot be used; expected one of {', '.join(Mode)}.")
     for name, least in (("k", 1), ("modules", 0), ("neighbours", 0), ("rerank", 0), ("hops", 1), ("max_tokens", 1)):

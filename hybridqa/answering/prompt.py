@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from hybridqa.answering.options import check_question
 from hybridqa.answering.template import ChatTemplate
 from hybridqa.errors import QuestionError
 from hybridqa.types import Message, Passage, ScoredPassage
@@ -121,14 +122,7 @@ class PromptBuilder:
 
     def check(self, question: str, *, max_answer_tokens: int) -> None:
         """Raises `QuestionError` for a question that is empty, no valid Unicode, or too long to be answered."""
-        if not question.strip():
-            raise QuestionError(f"the question is empty ({question!r}); expected a text such as 'Who wrote it?'.")
-        try:
-            question.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise QuestionError(
-                f"the question has {question[error.start]!r}, which is no valid Unicode; expected a text in UTF-8."
-            ) from error
+        check_question(question)
         room = self._room(max_answer_tokens)
         if len(question) > _CHARACTERS_PER_TOKEN * room:
             raise self._too_long(f"{len(question):,} characters", room)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hybridqa import __version__
-from hybridqa.cli import answers, distill, documents, evaluation, extractor, health, modules, output, serve
+from hybridqa.cli import answers, distill, documents, evaluation, extractor, health, keys, modules, output, serve
 from hybridqa.cli.context import INTERRUPTED, Options, remember_debug
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ app.command("refresh")(modules.refresh)
 app.command("train-extractor")(extractor.train_extractor)
 app.command("distill")(distill.distill)
 app.add_typer(modules.app, name="modules")
+app.add_typer(keys.app, name="keys")
 app.add_typer(evaluation.app, name="eval")
 app.command("doctor")(health.doctor)
 

@@ -172,37 +172,15 @@ def rm(
 @command
 def ls(context: typer.Context, collection: AnyCollection = None, as_json: AsJson = False) -> None:
     """List the documents, and whether each has a module that is up to date."""
-    from hybridqa.types import ModuleKind, ModuleStatus
+    from hybridqa.training.outcome import module_states, state_of
 
     with open_store(context) as store:
         if collection is not None:
             store.catalog.require_collection(collection)
         documents = store.documents(collection)
         collections = [collection] if collection is not None else store.catalog.list_collections()
-        fresh, rejected, current = set(), set(), set()
-        for module in store.modules(collection):
-            if module.kind is not ModuleKind.DOCUMENT:
-                continue
-            for doc_id, content_hash in module.documents.items():
-                if module.current:
-                    current.add((module.collection, doc_id))
-                    fresh.add((module.collection, doc_id, content_hash))
-                elif module.status is ModuleStatus.REJECTED:
-                    rejected.add((module.collection, doc_id, content_hash))
-    rows = []
-    for document in documents:
-        key = (document.collection, document.doc_id)
-        exact = (*key, document.content_hash)
-        state = (
-            "published"
-            if exact in fresh
-            else "rejected"
-            if exact in rejected
-            else "stale"
-            if key in current
-            else "none"
-        )
-        rows.append({**output.plain(document), "module": state})
+        states = module_states(store.catalog, collection)
+    rows = [{**output.plain(document), "module": state_of(states, document)} for document in documents]
     if as_json:
         output.say_json({"collections": collections, "documents": rows})
         return

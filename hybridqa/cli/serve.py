@@ -5,16 +5,18 @@ Knows nothing about the paths: they are `hybridqa.server`'s. Exit code 0 when it
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from contextlib import suppress
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hybridqa.cli import output
 from hybridqa.cli.context import AsJson, command, open_store
 from hybridqa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hybridqa.pipeline import HybridQA
 
 NEEDED = "`hybridqa serve` needs fastapi and uvicorn; install them with `pip install 'hybridqa[server]'`."
 
@@ -24,25 +26,36 @@ GRACE_S = 10  # for answers that are being written when it is stopped
 @command
 def serve(
     context: typer.Context,
-    host: Annotated[str, typer.Option("--host", help="The address to listen at; this machine alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen at; one that others can reach needs keys.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
     as_json: AsJson = False,
 ) -> None:
     """Answer over HTTP, as the OpenAI API does, until it is stopped."""
-    if not _is_loopback(host):
-        raise ConfigError(
-            f"host {host!r} can be reached from other machines, and requests need no key yet; expected an address of "
-            "this machine alone, such as '127.0.0.1'. Put a proxy that checks keys in front of it."
-        )
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from hybridqa.server.app import create_app
+        from hybridqa.server.gate import is_loopback
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "uvicorn"):
+        if error.name not in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
             raise
         raise ConfigError(NEEDED) from error
-    with open_store(context) as store, _listening(host, port) as listener:
+    with open_store(context) as store:
+        if not is_loopback(host) and not store.catalog.has_keys():
+            raise ConfigError(
+                f"host {host!r} can be reached from other machines, and the store has no keys; expected one, or an "
+                "address of this machine alone, such as '127.0.0.1'. Make a key with `hybridqa keys add NAME`."
+            )
+        _serve(store, host, port, as_json)
+
+
+def _serve(store: HybridQA, host: str, port: int, as_json: bool) -> None:
+    import uvicorn
+
+    from hybridqa.server.app import create_app
+
+    with _listening(host, port) as listener:
         config = uvicorn.Config(
             create_app(store), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
         )
@@ -69,10 +82,3 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -19,7 +19,7 @@ from hybridqa.catalog_rows import checked_collection
 from hybridqa.errors import InputError, UnreadableDocumentError
 from hybridqa.ingest.passages import split_passages
 from hybridqa.ingest.readers import is_folder, read_path, walk
-from hybridqa.ingest.source import Heading, normalise, one_line, shown_name
+from hybridqa.ingest.source import Heading, SourceText, normalise, one_line, shown_name
 from hybridqa.retrieval.embedder import Embedder
 from hybridqa.types import DEFAULT_COLLECTION, Document
 
@@ -82,14 +82,33 @@ class Library:
         metadata: Mapping[str, Any] | None = None,
     ) -> AddResult:
         """Adds one file under `doc_id`."""
-        source = read_path(path, max_bytes=self._max_bytes)
+        return self.add_source(
+            read_path(path, max_bytes=self._max_bytes),
+            doc_id,
+            collection=collection,
+            title=title,
+            metadata=metadata,
+            path=shown_name(str(path.resolve())),
+        )
+
+    def add_source(
+        self,
+        source: SourceText,
+        doc_id: str,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        path: str | None = None,
+    ) -> AddResult:
+        """Adds what a reader has made of a file under `doc_id`; `path` is where it was read from."""
         return self._put(
             doc_id,
             source.text,
             title if title is not None else source.title,
             source.headings,
             collection=collection,
-            source=shown_name(str(path.resolve())),
+            source=path,
             media_type=source.media_type,
             metadata=metadata,
         )

@@ -7,7 +7,8 @@ code}}`, and a failure that nobody foresaw says nothing of what is inside.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,6 +28,7 @@ from hybridqa.errors import (
 
 log = logging.getLogger(__name__)
 INVALID, MISSING, FAILED = "invalid_request_error", "not_found_error", "server_error"
+_NO_PLACES = ("body", "query", "path", "header", "str")  # in what the framework calls a place
 _KINDS = {400: INVALID, 401: "authentication_error", 403: "permission_error", 404: MISSING, 429: "rate_limit_error"}
 
 
@@ -88,13 +90,16 @@ def install(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> JSONResponse:
         return told(api_error(error))
 
-    async def wrong(_: Request, error: Exception) -> JSONResponse:
+    async def wrong(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return told(_invalid(error))
+        if isinstance(error.body, bytes):  # it was not read as JSON
+            kind = request.headers.get("content-type", "")
+            return told(ApiError(415, f"a body of type {kind!r} cannot be read; expected 'application/json'."))
+        return told(invalid(error.errors()))
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return told(ApiError(error.status_code, str(error.detail), headers=error.headers))
+        return told(_of_http(request, error))
 
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HybridQAError, known)
@@ -103,11 +108,28 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, known)
 
 
-def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+def invalid(found: Sequence[Any]) -> ApiError:
+    """The first thing that is wrong with a request, of what pydantic found."""
+    around = found[0]["loc"][:-1]  # where it may be one of several things, each says why it is not: the nearest counts
+    beside = [one for one in found if one["loc"][: len(around)] == around]
+    first = max(beside, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    place = [str(part) for part in first["loc"] if part not in _NO_PLACES and not str(part).startswith("list[")]
     param = ".".join(place) or None
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON; expected an object.", code="json_invalid")
     return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=first["type"])
+
+
+def _of_http(request: Request, error: HTTPException) -> ApiError:
+    """What the framework refuses, in words."""
+    path, headers = str(request.scope["path"]), error.headers or {}
+    said = str(error.detail)
+    if said == HTTPStatus(error.status_code).phrase:
+        match error.status_code:
+            case 404:
+                said = f"there is no path {path!r}; GET /openapi.json lists those that there are."
+            case 405:
+                said = f"{path!r} cannot be asked by {request.method}; expected {headers.get('Allow')}."
+    elif isinstance(error.__cause__, ValueError | RecursionError):
+        said = "the body is no JSON in UTF-8 that can be read; expected an object."
+    return ApiError(error.status_code, said, headers=headers)

@@ -21,8 +21,10 @@ _FINISHED = {"length": "length"}  # all else is "stop" to a client
 class ChatReply:
     """One chat completion, whole or in chunks."""
 
-    def __init__(self, model: str, collection: str) -> None:
+    def __init__(self, model: str, collection: str, *, usage: bool = False) -> None:
+        """`usage`: its chunks have a place for what it cost, and one behind the last says it."""
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._place: Json = {"usage": None} if usage else {}
         self._created = int(time.time())
         self._model = model
         self._collection = collection
@@ -51,21 +53,20 @@ class ChatReply:
         """A chunk of text."""
         return self._chunk({"content": text})
 
-    def last(self, answer: Answer) -> Json:
-        """The chunk that ends the text, with what it was made from."""
+    def last(self, answer: Answer) -> list[Json]:
+        """The chunk that ends the text, with what it was made from, and that of the usage for who asked for it."""
         delta = {"annotations": url_citations(answer, self._collection)}
-        return {
+        last = {
             **self._chunk(delta, finish_reason(answer)),
             "hybridqa": extension(answer, self._collection),
         }
-
-    def usage(self, answer: Answer) -> Json:
-        """The chunk behind the last, for who asked for the usage."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answer.usage)}
+        if not self._place:
+            return [last]
+        return [last, {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answer.usage)}]
 
     def _chunk(self, delta: Json, finished: str | None = None) -> Json:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finished}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **self._place}
 
     def _head(self, kind: str) -> Json:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -119,9 +120,9 @@ def extension(answer: Answer, collection: str) -> Json:
         "missing": answer.missing,
         "confidence": answer.confidence,
         "citations": [_citation(citation, answer) for citation in answer.citations],
-        "modules": _modules(answer.modules),
-        "plugins": _modules(answer.plugins),
-        "extractor": next(iter(_modules([answer.extractor] if answer.extractor else [])), None),
+        "modules": modules_used(answer.modules),
+        "plugins": modules_used(answer.plugins),
+        "extractor": next(iter(modules_used([answer.extractor] if answer.extractor else [])), None),
         "reason": answer.route_reason,
         "timings": dict(answer.timings),
     }
@@ -142,7 +143,8 @@ def _citation(citation: Citation, answer: Answer) -> Json:
     }
 
 
-def _modules(choices: Sequence[ModuleChoice]) -> list[Json]:
+def modules_used(choices: Sequence[ModuleChoice]) -> list[Json]:
+    """Modules with the evidence for them."""
     return [
         {"module": choice.module.name, "documents": sorted(choice.module.documents), "evidence": choice.evidence}
         for choice in choices

@@ -6,13 +6,15 @@ what cannot change it is passed over.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hybridqa.answering.options import AskOptions
+from hybridqa.server.body import Allowed, Body, refuse
 from hybridqa.server.errors import ApiError
-from hybridqa.types import DEFAULT_COLLECTION, Filter, Message, Mode
+from hybridqa.types import Filter, Message, Mode
 
 MODELS = {
     "hybridqa": Mode.HYBRID,
@@ -20,8 +22,36 @@ MODELS = {
     "hybridqa-modules": Mode.MODULES,
     "hybridqa-closed": Mode.CLOSED,
 }
+MAX_TURNS = 1_000
+MAX_STOPS = 4  # as the API has it
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MAX_TURNS = 1_000
+_TEXTS = ("text", "input_text", "output_text")
+UNHEARD: Allowed = {  # what other servers of this API take, and would change an answer
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "repetition_penalty": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "moderation": (),
+}
+_UNHEARD_IN_CHAT: Allowed = {
+    **UNHEARD,
+    "n": (1,),
+    "logprobs": (False,),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
 
 
 class Part(BaseModel):
@@ -29,6 +59,7 @@ class Part(BaseModel):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Turn(BaseModel):
@@ -36,20 +67,66 @@ class Turn(BaseModel):
 
     role: str
     content: str | list[Part] | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
 
-    def text(self, place: int) -> str:
-        """The message's words. Raises `ApiError` for pictures and the like."""
-        if not isinstance(self.content, list):
-            return self.content or ""
-        for number, part in enumerate(self.content):
-            if part.type not in ("text", "input_text", "output_text") or part.text is None:
-                raise ApiError(
-                    400,
-                    f"a part of type {part.type!r} cannot be read; expected parts of type 'text'.",
-                    param=f"messages.{place}.content.{number}",
-                    code="unsupported_content",
-                )
-        return "".join(part.text or "" for part in self.content)
+    def message(self, place: str) -> Message:
+        """The message as `HybridQA.ask` takes it; `place` is where it stood. Raises `ApiError`."""
+        if self.role not in _ROLES:
+            raise ApiError(
+                400,
+                f"a message of role {self.role!r} cannot be read; expected one of {', '.join(map(repr, _ROLES))}.",
+                param=f"{place}.role",
+            )
+        if self.tool_calls:
+            raise ApiError(
+                400,
+                "a message with calls of tools cannot be read; expected messages of text alone.",
+                param=f"{place}.tool_calls",
+                code="unsupported_content",
+            )
+        return Message(_ROLES[self.role], self._text(place))
+
+    def _text(self, place: str) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        if self.content is None:
+            if self.role == "assistant":
+                return self.refusal or ""
+            raise ApiError(400, "the message has no content; expected a text.", param=f"{place}.content")
+        return "".join(_words(part, f"{place}.content.{number}") for number, part in enumerate(self.content))
+
+
+def _words(part: Part, place: str) -> str:
+    if part.type in _TEXTS and part.text is not None:
+        return part.text
+    if part.type == "refusal" and part.refusal is not None:
+        return part.refusal
+    raise ApiError(
+        400,
+        f"a part of type {part.type!r} cannot be read; expected parts of type 'text', with a text.",
+        param=place,
+        code="unsupported_content",
+    )
+
+
+class Conversation(NamedTuple):
+    """What is asked, and the turns before it."""
+
+    question: str
+    history: tuple[Message, ...]
+
+
+def conversation_of(turns: Sequence[Message], param: str) -> Conversation:
+    """The turns as a question with a history; `param` is where they stood. Raises `ApiError`."""
+    *history, last = turns
+    if last.role != "user":
+        raise ApiError(
+            400,
+            f"the last message is of role {last.role!r}; expected one of role 'user': the question.",
+            param=param,
+        )
+    return Conversation(last.content, tuple(history))
 
 
 class FilterFields(BaseModel):
@@ -63,18 +140,17 @@ class FilterFields(BaseModel):
     until: str | None = None
 
 
-class Extension(BaseModel):
-    """What hybridqa can be asked beside the OpenAI API's parameters; see `AskOptions`."""
+class Choices(BaseModel):
+    """Where and how a question is looked for; see `RetrieveOptions`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    collection: str = DEFAULT_COLLECTION
+    collection: str | None = None  # None: the default one, or the only one that the key reaches
     k: int | None = Field(default=None, ge=1)
     modules: int | None = Field(default=None, ge=0)
     plugins: list[str] | None = None
     filter: FilterFields | None = None
     extractor: bool | None = None
-    neighbours: int | None = Field(default=None, ge=0)
     rerank: int | None = Field(default=None, ge=0)
     rewrite: bool | None = None
     hops: int | None = Field(default=None, ge=1)
@@ -90,17 +166,39 @@ class Extension(BaseModel):
         return options
 
 
+class Extension(Choices):
+    """What hybridqa can be asked beside the OpenAI API's parameters; see `AskOptions`."""
+
+    neighbours: int | None = Field(default=None, ge=0)
+
+
+class TextFormat(BaseModel):
+    """How the answer is to be written."""
+
+    type: str = "text"
+
+    def check(self, param: str) -> None:
+        """Raises `ApiError` for all but plain text."""
+        if self.type != "text":
+            raise ApiError(
+                400,
+                f"{param} {self.type!r} cannot be given; expected 'text'.",
+                param=param,
+                code="unsupported_parameter",
+            )
+
+
 class StreamOptions(BaseModel):
     """How a stream is told."""
 
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Body):
     """The body of `POST /v1/chat/completions`."""
 
     model: str
-    messages: list[Turn] = Field(min_length=1, max_length=_MAX_TURNS)
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_TURNS)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -109,50 +207,32 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    n: Literal[1] | None = None
-    tools: list[Any] | None = Field(default=None, max_length=0)
-    functions: list[Any] | None = Field(default=None, max_length=0)
-    logprobs: Literal[False] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: TextFormat | None = None
     hybridqa: Extension = Extension()
 
-    def mode(self) -> Mode:
-        """The mode that the model's name stands for. Raises `ApiError`."""
-        return mode_of(self.model)
+    @model_validator(mode="before")
+    @classmethod
+    def _is_heard(cls, body: Any) -> Any:
+        refuse(body, _UNHEARD_IN_CHAT)
+        return body
 
-    def conversation(self) -> tuple[str, tuple[Message, ...]]:
+    def conversation(self) -> Conversation:
         """The question, and the turns before it. Raises `ApiError`."""
-        turns = []
-        for place, turn in enumerate(self.messages):
-            if turn.role not in _ROLES:
-                raise ApiError(
-                    400,
-                    f"a message of role {turn.role!r} cannot be read; expected one of {', '.join(map(repr, _ROLES))}.",
-                    param=f"messages.{place}.role",
-                )
-            turns.append(Message(_ROLES[turn.role], turn.text(place)))
-        *history, last = turns
-        if last.role != "user":
-            raise ApiError(
-                400,
-                f"the last message is of role {last.role!r}; expected one of role 'user': the question.",
-                param="messages",
-            )
-        return last.content, tuple(history)
+        turns = [turn.message(f"messages.{place}") for place, turn in enumerate(self.messages)]
+        return conversation_of(turns, "messages")
 
     def options(self) -> AskOptions:
         """How the question is to be answered. Raises `ApiError`."""
-        if self.response_format is not None and self.response_format.get("type", "text") != "text":
-            raise ApiError(
-                400,
-                f"response_format {self.response_format.get('type')!r} cannot be given; expected 'text'.",
-                param="response_format",
-            )
+        if self.response_format is not None:
+            self.response_format.check("response_format")
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        if stop is not None and len(stop) > MAX_STOPS:
+            raise ApiError(400, f"{len(stop)} texts end the answer; expected at most {MAX_STOPS}.", param="stop")
         options = self.hybridqa.options()
-        options["mode"] = self.mode()
+        options["mode"] = mode_of(self.model)
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
         options["temperature"], options["top_p"], options["seed"] = self.temperature, self.top_p, self.seed
-        options["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        options["stop"] = stop
         return options
 
 

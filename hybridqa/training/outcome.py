@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridqa.catalog import Catalog
-from hybridqa.types import Module, ModuleKind, ModuleStatus
+from hybridqa.catalog import Catalog, DocumentSummary
+from hybridqa.types import Document, Module, ModuleKind, ModuleStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,32 @@ def settled(versions: Sequence[Module], recipe: Mapping[str, Any], fresh: str) -
     return None
 
 
+def module_states(catalog: Catalog, collection: str | None = None) -> dict[tuple[str, str, str], str]:
+    """What stands behind each content that a module was made of, by collection, document and content hash.
+
+    'published' or 'rejected'; and under the hash '' 'stale', for a document whose module in service may be of another
+    content.
+    """
+    found: dict[tuple[str, str, str], str] = {}
+    for module in catalog.list_modules(collection):
+        if module.kind is not ModuleKind.DOCUMENT:
+            continue
+        for doc_id, content_hash in module.documents.items():
+            exact = (module.collection, doc_id, content_hash)
+            if module.current:
+                found[exact] = "published"
+                found[(module.collection, doc_id, "")] = "stale"
+            elif module.status is ModuleStatus.REJECTED:
+                found.setdefault(exact, "rejected")
+    return found
+
+
+def state_of(states: Mapping[tuple[str, str, str], str], document: DocumentSummary | Document) -> str:
+    """'none', 'published', 'stale' or 'rejected': what stands behind a document as it is now."""
+    exact = (document.collection, document.doc_id, document.content_hash)
+    return states.get(exact) or states.get((document.collection, document.doc_id, "")) or "none"
+
+
 def module_state(catalog: Catalog, collection: str, doc_id: str) -> str:
-    """'none', 'published', 'stale' or 'rejected': what stands behind a document now."""
-    digest = catalog.get_document(collection, doc_id).content_hash
-    modules = [
-        module
-        for module in catalog.list_modules(collection)
-        if module.kind is ModuleKind.DOCUMENT and doc_id in module.documents
-    ]
-    current = [module for module in modules if module.current]
-    if any(module.documents[doc_id] == digest for module in current):
-        return "published"
-    if any(module.documents[doc_id] == digest and module.status is ModuleStatus.REJECTED for module in modules):
-        return "rejected"
-    return "stale" if current else "none"
+    """`state_of` one document. Raises `CollectionNotFoundError`, `DocumentNotFoundError`."""
+    return state_of(module_states(catalog, collection), catalog.get_document(collection, doc_id))

@@ -132,7 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "assistant", "content": "Hello."}]}, "role 'user'"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
-    ({"messages": ASKED, "n": 2}, "n: "),
+    ({"messages": ASKED, "n": 2}, "n=2"),
     ({"messages": ASKED, "temperature": 3}, "temperature"),
     ({"messages": ASKED, "tools": [{"type": "function"}]}, "tools"),
     ({"messages": ASKED, "response_format": {"type": "json_object"}}, "response_format"),
@@ -175,7 +175,7 @@ def test_it_says_whether_it_lives_and_is_ready(url: str) -> None:
 def test_a_model_that_cannot_be_loaded_is_no_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         HybridQA.open(tmp_path / "store", create=True, model=str(tmp_path / "nothing")) as broken,
-        TestClient(create_app(broken), raise_server_exceptions=False) as client,
+        TestClient(create_app(broken), "http://127.0.0.1", raise_server_exceptions=False) as client,
     ):
         wait_for(lambda: client.get("/ready").json() == {"status": "failed"})
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import AuthenticationError, OpenAI
 from typer.testing import CliRunner
 
 from hybridqa import HybridQA
@@ -65,11 +65,29 @@ def test_a_program_reads_where_it_listens(environment: dict[str, str]) -> None:
         running.kill()
 
 
-def test_it_listens_at_this_machine_alone_and_names_a_port_in_use(environment: dict[str, str]) -> None:
+def test_without_keys_it_listens_at_this_machine_alone_and_names_a_port_in_use(environment: dict[str, str]) -> None:
     runner = CliRunner(env=environment)
     done = runner.invoke(app, ["serve", "--host", "0.0.0.0"])
     assert done.exit_code == 2 and "'0.0.0.0' can be reached from other machines" in done.output
+    assert "hybridqa keys add" in done.output
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = runner.invoke(app, ["serve", "--port", str(port)])
     assert done.exit_code == 2 and f"port {port}" in done.output and "--port 0" in done.output
+
+
+def test_with_a_key_it_listens_where_it_is_told(environment: dict[str, str]) -> None:
+    made = CliRunner(env=environment).invoke(app, ["keys", "add", "test", "--all-collections", "--json"])
+    token = json.loads(made.stdout)["token"]
+    command = [sys.executable, "-m", "hybridqa", "serve", "--host", "0.0.0.0", "--port", "0", "--json"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        port = json.loads(running.stdout.readline())["url"].rpartition(":")[2]
+        with OpenAI(base_url=f"http://127.0.0.1:{port}", api_key=token, max_retries=0, timeout=60) as client:
+            assert len(client.models.list().data) == 4
+        with (
+            OpenAI(base_url=f"http://127.0.0.1:{port}", api_key="guess", max_retries=0) as stranger,
+            pytest.raises(AuthenticationError),
+        ):
+            stranger.models.list()
+        running.kill()
