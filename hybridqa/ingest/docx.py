@@ -25,6 +25,7 @@ _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallba
 _HEADING = re.compile(r"heading (\d)", re.IGNORECASE)
 _UNPACKED_PER_BYTE = 10  # of the allowed size, for all parts together
 _XML_PER_BYTE = 4  # for the XML parts, which become objects in memory
+_MOST_PARTS = 10_000  # each is looked for among those before it
 _DAMAGE = (  # what python-docx lets through when a file's parts are not what they claim to be
     OpcError, zipfile.BadZipFile, etree.LxmlError, zlib.error, ValueError, LookupError, AttributeError, TypeError,
     AssertionError, OSError, EOFError, NotImplementedError, RuntimeError,
@@ -39,7 +40,7 @@ def read_docx(data: bytes, name: str, *, max_bytes: int) -> SourceText:
         package = docx.Document(BytesIO(data))
         styles = {style.style_id: (style.name or "").lower() for style in package.styles}
         title = one_line(normalise(package.core_properties.title or ""))
-        out = TextBuilder()
+        out = TextBuilder(name, max_bytes)
         titled = _read_body(package.element.body, styles, out)
     except UnreadableDocumentError:
         raise
@@ -58,6 +59,11 @@ def read_docx(data: bytes, name: str, *, max_bytes: int) -> SourceText:
 def _check_size(data: bytes, name: str, max_bytes: int) -> None:
     with zipfile.ZipFile(BytesIO(data)) as archive:
         parts = archive.infolist()
+    if len(parts) > _MOST_PARTS:
+        raise UnreadableDocumentError(
+            f"{name!r} has {len(parts):,} parts; expected at most {_MOST_PARTS:,}, as in a DOCX with so many pictures. "
+            "Split it."
+        )
     unpacked = sum(part.file_size for part in parts)
     xml = sum(part.file_size for part in parts if part.filename.lower().endswith((".xml", ".rels")))
     if unpacked > _UNPACKED_PER_BYTE * max_bytes or xml > _XML_PER_BYTE * max_bytes:

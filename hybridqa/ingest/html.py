@@ -34,13 +34,28 @@ _TIGHT = frozenset(("li", "tr", "dt", "dd", "caption"))  # follow on the next li
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LINE_BREAK = "\v"
 _SPACES = re.compile(r"[ \t\r\n\f]+")
+_MOST_ATTRIBUTES = 10_000  # of one element: the parser compares each with those before it
+# Comments, scripts and start tags as browsers tell them apart; nothing gives back, so that the search is linear.
+_TAG = re.compile(
+    r"<!--(?:.*?-->|.*+)"
+    r"|<(?P<raw>script|style)\b[^>]*+(?:.*?</(?P=raw)|.*+)"
+    r"|<[a-z][^\s/>]*+"
+    r"(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+)"
+    rf"{{0,{_MOST_ATTRIBUTES}}}+(?P<more>[\s/]*+[^\s/>])?+",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
-def read_html(markup: str, name: str) -> SourceText:
+def read_html(markup: str, name: str, *, max_bytes: int) -> SourceText:
     """The page's text: blocks as paragraphs, list items as "- " lines, table rows as "a | b" lines.
 
     Raises `UnreadableDocumentError`.
     """
+    if any(tag["more"] for tag in _TAG.finditer(markup)):
+        raise UnreadableDocumentError(
+            f"{name!r} has an element of more than {_MOST_ATTRIBUTES:,} attributes; expected a page that a browser "
+            "shows. Save it as text, then add that."
+        )
     parser = lxml_html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
     data = markup.replace("\x00", "").encode("utf-8", "ignore")
     try:
@@ -52,9 +67,9 @@ def read_html(markup: str, name: str) -> SourceText:
             f"{name!r} nests its elements too deep ({parser.error_log[-1].message}); expected a page that a browser "
             "shows. Save it as text, then add that."
         )
-    text, headings = _Page(root, whole=False).read()
+    text, headings = _Page(root, TextBuilder(name, max_bytes), whole=False).read()
     if not text:
-        text, headings = _Page(root, whole=True).read()
+        text, headings = _Page(root, TextBuilder(name, max_bytes), whole=True).read()
     found = root.find(".//title")
     title = one_line("".join(found.itertext())) if found is not None else ""
     first = next((heading.title for heading in headings if heading.level == 1), "")
@@ -64,7 +79,7 @@ def read_html(markup: str, name: str) -> SourceText:
 class _Page:
     """One walk over a page's elements."""
 
-    def __init__(self, root: Any, *, whole: bool) -> None:
+    def __init__(self, root: Any, out: TextBuilder, *, whole: bool) -> None:
         main = None if whole else _main(root)
         self._root = root if main is None else main
         self._skipped = (
@@ -72,7 +87,7 @@ class _Page:
         )
         self._whole = whole
         self._layout = _layout_tables(self._root)
-        self._out = TextBuilder()
+        self._out = out
         self._inline: list[str] = []
         self._cells: list[str] | None = None  # of the row that the walk is in
         self._level = 0  # of the heading that it is in

@@ -15,7 +15,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference
 
-from hybridqa.ingest.source import Heading, SourceText, normalise, one_line
+from hybridqa.ingest.source import Heading, SourceText, normalise, one_line, short_line
 
 _FRONT_LINE = re.compile(r"(?:[\w\"'-][\w .\"'-]{0,80}:(?:[ \t].*)?|[ \t-].*|#.*|)$")
 _FRONT_TITLE = re.compile(r"title:[ \t]*(.+)$")
@@ -48,7 +48,7 @@ def read_markdown(source: str) -> SourceText:
     length = 0
     for text, level in _cleaned(lines, blocks, references):
         if level and text:
-            headings.append(Heading(length, level, text))
+            headings.append(Heading(length, level, short_line(text)))
         out.append(text)
         length += len(text) + 1
     first = next((heading.title for heading in headings if heading.level == 1), "")

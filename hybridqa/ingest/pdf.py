@@ -12,7 +12,7 @@ import zlib
 from io import BytesIO
 
 from pypdf import PdfReader
-from pypdf.errors import DependencyError, PyPdfError
+from pypdf.errors import DependencyError, LimitReachedError, PyPdfError
 
 from hybridqa.errors import UnreadableDocumentError
 from hybridqa.ingest.source import SourceText, TextBuilder, normalise, one_line
@@ -22,13 +22,15 @@ _DAMAGE = (
     PyPdfError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError,
     NotImplementedError, EOFError, OSError, struct.error, zlib.error,
 )  # fmt: skip
+_UNPACKED_PER_BYTE = 10  # of the allowed size, for the contents of all pages; what pages share counts for each
 _HYPHENATED = re.compile(r"(?<=[^\W\d_])-\n(?=[^\W\d_])")
 _UNTITLED = re.compile(r"^(untitled|microsoft word|anonymous|document\d*)\b|\.(docx?|tex|indd|dvi|pdf)$", re.IGNORECASE)
 
 
-def read_pdf(data: bytes, name: str) -> SourceText:
+def read_pdf(data: bytes, name: str, *, max_bytes: int) -> SourceText:
     """The text of all pages, words joined that a line end has hyphenated. Raises `UnreadableDocumentError`."""
-    out = TextBuilder()
+    out = TextBuilder(name, max_bytes)
+    unpacked = 0
     try:
         reader = PdfReader(BytesIO(data), strict=False)
         if reader.is_encrypted and not reader.decrypt(""):
@@ -37,6 +39,10 @@ def read_pdf(data: bytes, name: str) -> SourceText:
                 "Save it without the password, then add it again."
             )
         for page in reader.pages:
+            contents = page.get_contents()
+            unpacked += 0 if contents is None else len(contents.get_data())
+            if unpacked > _UNPACKED_PER_BYTE * max_bytes:
+                raise LimitReachedError(f"over {_UNPACKED_PER_BYTE * max_bytes:,} bytes of page contents")
             out.add(_joined(page.extract_text()))
         title = one_line(normalise(str((reader.metadata and reader.metadata.title) or "")))
     except UnreadableDocumentError:
@@ -44,6 +50,11 @@ def read_pdf(data: bytes, name: str) -> SourceText:
     except DependencyError as error:
         raise UnreadableDocumentError(
             f"{name!r} is an encrypted PDF ({error}); save it without encryption, then add it again."
+        ) from error
+    except LimitReachedError as error:
+        raise UnreadableDocumentError(
+            f"{name!r} is a PDF with more in it than can be read ({error}); expected one of less. Split it, or raise "
+            "`max_document_mb` in hybridqa.toml."
         ) from error
     except _DAMAGE as error:
         raise UnreadableDocumentError(

@@ -15,13 +15,9 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from hybridqa.errors import UnreadableDocumentError
-from hybridqa.ingest.docx import read_docx
-from hybridqa.ingest.html import read_html
-from hybridqa.ingest.markdown import read_markdown
-from hybridqa.ingest.pdf import read_pdf
-from hybridqa.ingest.source import Heading, SourceText, normalise, shown_name
+from hybridqa.ingest.source import Heading, SourceText, check_size, normalise, short_line, shown_name
 
-__all__ = ["SUFFIXES", "Heading", "SourceText", "is_folder", "read_bytes", "read_path", "walk"]
+__all__ = ["SUFFIXES", "Heading", "SourceText", "is_folder", "read_bytes", "read_path", "too_large", "walk"]
 
 _TEXT = {".txt": "text/plain", ".rst": "text/x-rst", ".log": "text/plain", ".csv": "text/csv"}
 _MARKDOWN = frozenset((".md", ".markdown"))
@@ -93,7 +89,7 @@ def read_path(path: Path, *, max_bytes: int) -> SourceText:
             raise UnreadableDocumentError(f"{name!r} is no file; expected a document.")
         size = path.stat().st_size
         if size > max_bytes:
-            raise _too_large(name, size, max_bytes)
+            raise too_large(name, size, max_bytes)
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)  # it may have grown
     except OSError as error:
@@ -107,27 +103,45 @@ def read_bytes(data: bytes, *, name: str, max_bytes: int) -> SourceText:
     Raises `UnreadableDocumentError`.
     """
     if len(data) > max_bytes:
-        raise _too_large(name, len(data), max_bytes)
+        raise too_large(name, len(data), max_bytes)
     if not data.strip():
         raise UnreadableDocumentError(f"{name!r} is empty; expected a document with text.")
     source = _read(data, name, max_bytes)
+    check_size(name, len(source.text), len(source.headings), max_bytes)
     if not any(character.isalnum() for character in source.text):
         raise UnreadableDocumentError(f"{name!r} has no text; expected at least one word.")
-    return replace(source, title=source.title or shown_name(PurePath(name).stem or name))
+    return replace(source, title=short_line(source.title or shown_name(PurePath(name).stem or name)))
+
+
+def too_large(name: str, size: int, max_bytes: int) -> UnreadableDocumentError:
+    """What a file is refused with that has more than `max_bytes`."""
+    return UnreadableDocumentError(
+        f"{name!r} has {size:,} bytes; expected at most {max_bytes:,}. Split it, or raise `max_document_mb` in "
+        "hybridqa.toml."
+    )
 
 
 def _read(data: bytes, name: str, max_bytes: int) -> SourceText:
     suffix = PurePath(name).suffix.lower()
     if suffix not in SUFFIXES:
         suffix = _sniffed(data)
+    # each is imported when it is needed: the process that reads one upload waits for one of them
     if suffix == ".pdf":
-        return read_pdf(data, name)
+        from hybridqa.ingest.pdf import read_pdf
+
+        return read_pdf(data, name, max_bytes=max_bytes)
     if suffix == ".docx":
+        from hybridqa.ingest.docx import read_docx
+
         return read_docx(data, name, max_bytes=max_bytes)
     if suffix in _HTML:
-        return read_html(decode(data, name, _declared(data)), name)
+        from hybridqa.ingest.html import read_html
+
+        return read_html(decode(data, name, _declared(data)), name, max_bytes=max_bytes)
     text = decode(data, name)
     if suffix in _MARKDOWN:
+        from hybridqa.ingest.markdown import read_markdown
+
         return read_markdown(text)
     return SourceText("", normalise(text), _TEXT[suffix])
 
@@ -187,10 +201,3 @@ def _unreadable(path: Path, error: OSError) -> UnreadableDocumentError:
 
 def _missing(name: str) -> UnreadableDocumentError:
     return UnreadableDocumentError(f"there is nothing at {name!r}; expected a file or folder. Check the path.")
-
-
-def _too_large(name: str, size: int, max_bytes: int) -> UnreadableDocumentError:
-    return UnreadableDocumentError(
-        f"{name!r} has {size:,} bytes; expected at most {max_bytes:,}. Split it, or raise `max_document_mb` in "
-        "hybridqa.toml."
-    )

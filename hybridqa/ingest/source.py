@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from hybridqa.errors import UnreadableDocumentError
+
+MAX_TITLE = 300  # characters of a title or heading: it goes with every passage below it
+MAX_HEADINGS = 100_000
 _DROPPED = (*range(0x00, 0x09), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0), 0xFEFF)
 _CONTROLS: dict[int, str | None] = {**dict.fromkeys(_DROPPED), 0x0C: "\n", 0x85: "\n"}  # form feed: a page; NEL: a line
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -54,16 +58,40 @@ def shown_name(name: str) -> str:
     return _SURROGATES.sub("\ufffd", name)
 
 
+def short_line(text: str) -> str:
+    """The text as a title: on one line, and its beginning where it is long."""
+    return one_line(text[: 4 * MAX_TITLE])[:MAX_TITLE].rstrip()
+
+
+def check_size(name: str, characters: int, headings: int, max_bytes: int) -> None:
+    """Raises `UnreadableDocumentError` where a file of `max_bytes` at most has more in it than one can say plainly."""
+    if characters > max_bytes:
+        raise UnreadableDocumentError(
+            f"{name!r} has more than {max_bytes:,} characters of text; expected no more than that. Split it, or raise "
+            "`max_document_mb` in hybridqa.toml."
+        )
+    if headings > MAX_HEADINGS:
+        raise UnreadableDocumentError(
+            f"{name!r} has more than {MAX_HEADINGS:,} headings; expected no more than that. Split it."
+        )
+
+
 class TextBuilder:
     """Joins blocks into a normalised text and remembers where its headings are."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, max_bytes: int) -> None:
+        """For the text of the file `name`, which is refused by `check_size` as soon as it has grown too large."""
+        self._name = name
+        self._max_bytes = max_bytes
         self._parts: list[str] = []
         self._length = 0
         self._headings: list[Heading] = []
 
     def add(self, block: str, *, level: int = 0, tight: bool = False) -> None:
-        """Adds a block after an empty line, or after a line end when `tight`; `level` makes it a heading."""
+        """Adds a block after an empty line, or after a line end when `tight`; `level` makes it a heading.
+
+        Raises `UnreadableDocumentError`.
+        """
         block = normalise(block)
         if level:
             block = one_line(block)
@@ -72,8 +100,9 @@ class TextBuilder:
         if self._parts:
             self._append("\n" if tight else "\n\n")
         if level:
-            self._headings.append(Heading(self._length, level, block))
+            self._headings.append(Heading(self._length, level, short_line(block)))
         self._append(block)
+        check_size(self._name, self._length, len(self._headings), self._max_bytes)
 
     def finish(self) -> tuple[str, tuple[Heading, ...]]:
         """The text and its headings."""

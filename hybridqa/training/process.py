@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import hybridqa
 from hybridqa.errors import TrainingError
+from hybridqa.processes import import_path
 
 WORKER = "hybridqa.training.worker"
 # oneDNN and torch keep a kernel of half a megabyte for each shape they have met, 1024 of them where they are not told
@@ -82,8 +82,4 @@ def environment() -> dict[str, str]:
     found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     # Threads that sleep between steps suit an engine that shares its cores; they slow a trainer that has its own.
     found.pop("OMP_WAIT_POLICY", None)
-    root = Path(hybridqa.__file__).absolute().parent.parent
-    if root.name not in ("site-packages", "dist-packages"):  # those are found anyway, and after Python's own modules
-        known = found.get("PYTHONPATH")
-        found["PYTHONPATH"] = os.pathsep.join([str(root), known] if known else [str(root)])
-    return found
+    return found | import_path()
