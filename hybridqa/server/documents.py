@@ -20,11 +20,12 @@ from starlette.datastructures import UploadFile
 from hybridqa.catalog import DocumentSummary
 from hybridqa.ingest.library import AddResult
 from hybridqa.ingest.source import SourceText
+from hybridqa.ingest.upload_name import upload_name
 from hybridqa.pipeline import HybridQA
 from hybridqa.server.access import Access, Asking, Editing
 from hybridqa.server.body import Body
 from hybridqa.server.errors import ApiError, invalid
-from hybridqa.server.uploads import Uploads, upload_name
+from hybridqa.server.uploads import Uploads
 
 T = TypeVar("T")
 Json = dict[str, Any]

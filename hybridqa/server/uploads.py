@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hybridqa.ingest.readers import read_bytes
+from hybridqa.ingest.apart import read_apart
 from hybridqa.ingest.source import SourceText
 
 AT_ONCE = 2
@@ -24,10 +24,11 @@ class Uploads:
 
     async def read(self, data: bytes, *, name: str) -> SourceText:
         """What a reader makes of a file. Raises `UnreadableDocumentError`."""
-        async with self._slots:
-            return await asyncio.to_thread(read_bytes, data, name=name, max_bytes=self._max_bytes)
-
-
-def upload_name(filename: str) -> str:
-    """The document id that a client's file name stands for."""
-    return filename.replace("\\", "/").rpartition("/")[2]
+        return await read_apart(
+            data,
+            name=name,
+            max_bytes=self._max_bytes,
+            limit_s=self._limit_s,
+            memory_mb=self._memory_mb,
+            slots=self._slots,
+        )
