@@ -20,11 +20,12 @@ from starlette.datastructures import UploadFile
 from hybridqa.catalog import DocumentSummary
 from hybridqa.ingest.library import AddResult
 from hybridqa.ingest.source import SourceText
+from hybridqa.ingest.upload_name import upload_name
 from hybridqa.pipeline import HybridQA
 from hybridqa.server.access import Access, Asking, Editing
 from hybridqa.server.body import Body
 from hybridqa.server.errors import ApiError, invalid
-from hybridqa.server.uploads import Uploads, upload_name
+from hybridqa.server.uploads import Uploads
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -185,6 +186,13 @@ async def _uploaded(
             if doc_id in sources:
                 raise ApiError(400, f"two files have the name {doc_id!r}; expected names that differ.", param="file")
             sources[doc_id] = await uploads.read(await file.read(), name=name)
+            if sum(len(source.text) for source in sources.values()) > uploads.max_bytes:
+                raise ApiError(
+                    413,
+                    f"the files have more than {uploads.max_bytes:,} characters of text together; send fewer at once.",
+                    param="file",
+                    code="too_large",
+                )
     options: Json = {"title": fields.get("title"), "collection": collection, "metadata": metadata}
     return collection, [
         partial(store.library.add_source, source, doc_id, **options) for doc_id, source in sources.items()

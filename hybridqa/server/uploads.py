@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hybridqa.ingest.readers import read_bytes
+from hybridqa.ingest.apart import read_apart
 from hybridqa.ingest.source import SourceText
 
 AT_ONCE = 2
@@ -17,17 +17,18 @@ class Uploads:
     """Reads uploads within bounds."""
 
     def __init__(self, *, max_bytes: int, limit_s: float, memory_mb: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._limit_s = limit_s
         self._memory_mb = memory_mb
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def read(self, data: bytes, *, name: str) -> SourceText:
         """What a reader makes of a file. Raises `UnreadableDocumentError`."""
-        async with self._slots:
-            return await asyncio.to_thread(read_bytes, data, name=name, max_bytes=self._max_bytes)
-
-
-def upload_name(filename: str) -> str:
-    """The document id that a client's file name stands for."""
-    return filename.replace("\\", "/").rpartition("/")[2]
+        return await read_apart(
+            data,
+            name=name,
+            max_bytes=self.max_bytes,
+            limit_s=self._limit_s,
+            memory_mb=self._memory_mb,
+            slots=self._slots,
+        )
