@@ -229,7 +229,7 @@ def lost(store: Path, ledger: Ledger, settings: Mapping[str, Any]) -> list[str]:
 
 def with_versions(store: Path, settings: Mapping[str, Any]) -> tuple[str, list[int]]:
     """A document's module in the store with three versions: as it is, turned round, and halved."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.torch import load_file, save_file
 
     with HybridQA.open(store, **settings) as qa:
         [module] = [one for one in qa.modules() if one.current and "lumen-kettle.md" in one.documents]
@@ -238,13 +238,9 @@ def with_versions(store: Path, settings: Mapping[str, Any]) -> tuple[str, list[i
             with tempfile.TemporaryDirectory() as folder:
                 staged = Path(folder, "staged")
                 shutil.copytree(module.path, staged)
-                weights = load_file(staged / "adapter_model.safetensors")
-                turned = {key: value * factor if "lora_B" in key else value for key, value in weights.items()}
-                save_file(
-                    {key: value.astype(weights[key].dtype) for key, value in turned.items()},
-                    staged / "adapter_model.safetensors",
-                    metadata={"format": "pt"},
-                )
+                file = staged / "adapter_model.safetensors"
+                weights = {key: value * factor if "lora_B" in key else value for key, value in load_file(file).items()}
+                save_file(weights, file, metadata={"format": "pt"})
                 versions.append(qa.registry.publish(staged, read_manifest(module.path), True).version)
     return module.module_id, versions
 
