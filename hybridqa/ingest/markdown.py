@@ -14,12 +14,15 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference
+from markdown_it.rules_block import StateBlock
 
+from hybridqa.errors import UnreadableDocumentError
 from hybridqa.ingest.source import Heading, SourceText, normalise, one_line, short_line
 
 _FRONT_LINE = re.compile(r"(?:[\w\"'-][\w .\"'-]{0,80}:(?:[ \t].*)?|[ \t-].*|#.*|)$")
 _FRONT_TITLE = re.compile(r"title:[ \t]*(.+)$")
 _MAX_FRONT_LINES = 200
+_MOST_TOKENS = 1_000_000  # the parser makes half a kilobyte of each
 _TARGET = r"\([^()\s]{0,2000}(?:\([^()\s]{0,500}\)[^()\s]{0,500})?(?:[ \t]+[\"'][^\"'\n]{0,300}[\"'])?\)"
 _LINK = re.compile(rf"!?\[([^\[\]\n]{{0,1000}})\]{_TARGET}")
 _REFERENCE_LINK = re.compile(r"!?\[([^\[\]\n]{1,1000})\]\[([^\[\]\n]{0,200})\]")
@@ -37,12 +40,15 @@ _CODE_SPAN = re.compile(r"((?<!`)`{1,3}(?!`))([^`\n]{1,1000})\1(?!`)")
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+\-.!|<>~])")
 
 
-def read_markdown(source: str) -> SourceText:
-    """The text, its headings and its title: of the front matter, or else the first heading of level 1."""
+def read_markdown(source: str, name: str) -> SourceText:
+    """The text, its headings and its title: of the front matter, or else the first heading of level 1.
+
+    Raises `UnreadableDocumentError`.
+    """
     source = normalise(source)
     title, source = _without_front_matter(source)
     lines = source.split("\n")
-    blocks, references = _structure(source)
+    blocks, references = _structure(source, name)
     out: list[str] = []
     headings: list[Heading] = []
     length = 0
@@ -81,10 +87,20 @@ def _without_front_matter(source: str) -> tuple[str, str]:
     return "", source
 
 
-def _structure(source: str) -> tuple[dict[int, _Block], set[str]]:
+def _structure(source: str, name: str) -> tuple[dict[int, _Block], set[str]]:
     """The blocks that are not plain text by their first line, and the labels that links may refer to."""
     parser = MarkdownIt("commonmark").enable("table")
     parser.core.ruler.disable("inline")  # blocks alone are wanted
+
+    def bounded(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+        if len(state.tokens) > _MOST_TOKENS:
+            raise UnreadableDocumentError(
+                f"{name!r} has more than {_MOST_TOKENS:,} beginnings and ends of Markdown blocks; expected no more. "
+                "Split it, or save it as text."
+            )
+        return False
+
+    parser.block.ruler.before("table", "bounded", bounded)  # asked first wherever a block may begin
     kinds = {"fence": "code", "code_block": "code", "html_block": "html"}
     blocks: dict[int, _Block] = {}
     environment: dict[str, Any] = {}

@@ -66,6 +66,12 @@ class _Counter:
         batch: list[str] = []
         size = 0
         for start, end in spans:
+            if (
+                end - start > _BATCH_CHARACTERS
+            ):  # a tokenizer needs sixty times the room: by pieces, a token more for each
+                counts += [*(self._of(batch) if batch else []), sum(self(_slices(start, end)))]
+                batch, size = [], 0
+                continue
             batch.append(self._text[start:end])
             size += end - start
             if size >= _BATCH_CHARACTERS:
@@ -79,6 +85,10 @@ class _Counter:
             tokens + sum(len(word) // _CHARACTERS_PER_TOKEN for word in _LONG_WORD.findall(piece))
             for piece, tokens in counted
         ]
+
+
+def _slices(start: int, end: int) -> list[Span]:
+    return [(left, min(left + _BATCH_CHARACTERS, end)) for left in range(start, end, _BATCH_CHARACTERS)]
 
 
 def _sections(text: str, headings: Sequence[Heading]) -> Iterator[tuple[str, list[Span]]]:

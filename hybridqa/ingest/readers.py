@@ -142,7 +142,7 @@ def _read(data: bytes, name: str, max_bytes: int) -> SourceText:
     if suffix in _MARKDOWN:
         from hybridqa.ingest.markdown import read_markdown
 
-        return read_markdown(text)
+        return read_markdown(text, name)
     return SourceText("", normalise(text), _TEXT[suffix])
 
 

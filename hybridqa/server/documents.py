@@ -186,6 +186,13 @@ async def _uploaded(
             if doc_id in sources:
                 raise ApiError(400, f"two files have the name {doc_id!r}; expected names that differ.", param="file")
             sources[doc_id] = await uploads.read(await file.read(), name=name)
+            if sum(len(source.text) for source in sources.values()) > uploads.max_bytes:
+                raise ApiError(
+                    413,
+                    f"the files have more than {uploads.max_bytes:,} characters of text together; send fewer at once.",
+                    param="file",
+                    code="too_large",
+                )
     options: Json = {"title": fields.get("title"), "collection": collection, "metadata": metadata}
     return collection, [
         partial(store.library.add_source, source, doc_id, **options) for doc_id, source in sources.items()

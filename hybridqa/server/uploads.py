@@ -17,7 +17,7 @@ class Uploads:
     """Reads uploads within bounds."""
 
     def __init__(self, *, max_bytes: int, limit_s: float, memory_mb: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._limit_s = limit_s
         self._memory_mb = memory_mb
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -27,7 +27,7 @@ class Uploads:
         return await read_apart(
             data,
             name=name,
-            max_bytes=self._max_bytes,
+            max_bytes=self.max_bytes,
             limit_s=self._limit_s,
             memory_mb=self._memory_mb,
             slots=self._slots,
