@@ -24,6 +24,7 @@ from hybridqa.retrieval.embedder import Embedder
 from hybridqa.types import DEFAULT_COLLECTION, Document
 
 MAX_ID_CHARACTERS = 512
+MAX_TITLE_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,11 @@ class Library:
             )
         checked_collection(collection)  # before anything dear is done
         title = one_line(normalise(title))
+        if len(title) > MAX_TITLE_CHARACTERS:  # it is kept, searched and embedded with every passage
+            raise InputError(
+                f"title {title[:80]!r}... of document {doc_id!r} has {len(title):,} characters; expected at most "
+                f"{MAX_TITLE_CHARACTERS:,}."
+            )
         digest = content_hash(title, text, headings)
         known = self._catalog.find_document(collection, doc_id)
         same = known if known is not None and known.content_hash == digest else None

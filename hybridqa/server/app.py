@@ -21,6 +21,7 @@ from hybridqa.server import errors, metrics
 from hybridqa.server.access import Admin, Asking
 from hybridqa.server.asking import Asker
 from hybridqa.server.chat import chat_routes
+from hybridqa.server.description import ERRORS, METRICS, READY
 from hybridqa.server.documents import document_routes
 from hybridqa.server.gate import Gate
 from hybridqa.server.limits import Limits
@@ -57,7 +58,7 @@ def create_app(store: HybridQA) -> FastAPI:
         yield
         warming.cancel()
 
-    app = FastAPI(title="hybridqa", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="hybridqa", version=__version__, lifespan=life, docs_url=None, redoc_url=None, responses=ERRORS)
     counted = Metrics()
     limits = Limits(per_minute=settings.requests_per_minute, at_once=settings.requests_at_once, queue=settings.queue)
     uploads = Uploads(max_bytes=max_bytes, limit_s=settings.parse_seconds, memory_mb=settings.parse_memory_mb)
@@ -76,11 +77,11 @@ def create_app(store: HybridQA) -> FastAPI:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", response_model=None)
+    @app.get("/ready", response_model=None, responses=READY)
     async def ready() -> JSONResponse:
         return JSONResponse({"status": state}, status_code=200 if state == "ready" else 503)
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_model=None, response_class=Response, responses=METRICS)
     async def prometheus(_: Admin) -> Response:
         return Response(counted.text(), media_type=metrics.CONTENT_TYPE)
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from hybridqa.server.access import Asking
 from hybridqa.server.asking import Asker
+from hybridqa.server.description import STREAMED
 from hybridqa.server.errors import ApiError
 from hybridqa.server.replies import ChatReply
 from hybridqa.server.schema import ChatRequest
@@ -24,7 +25,7 @@ def chat_routes(asker: Asker) -> APIRouter:
     """The path, answered from a store."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
     async def chat(access: Asking, body: ChatRequest, request: Request) -> Response:
         question, history = body.conversation()
         options = body.options()

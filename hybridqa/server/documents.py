@@ -24,6 +24,7 @@ from hybridqa.ingest.upload_name import upload_name
 from hybridqa.pipeline import HybridQA
 from hybridqa.server.access import Access, Asking, Editing
 from hybridqa.server.body import Body
+from hybridqa.server.description import upload_body
 from hybridqa.server.errors import ApiError, invalid
 from hybridqa.server.uploads import Uploads
 
@@ -74,7 +75,7 @@ def document_routes(store: HybridQA, uploads: Uploads) -> APIRouter:
     ) -> Json:
         return await asyncio.to_thread(_stretch, store, access.collection(collection), doc_id, start, end)
 
-    @router.post("/v1/documents")
+    @router.post("/v1/documents", openapi_extra=upload_body(TextDocument))
     async def post(access: Editing, request: Request) -> Json:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":

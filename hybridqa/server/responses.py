@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from hybridqa.server.access import Asking
 from hybridqa.server.asking import Asker
+from hybridqa.server.description import STREAMED
 from hybridqa.server.errors import ApiError
 from hybridqa.server.replies import Json
 from hybridqa.server.responses_reply import ResponsesReply
@@ -25,7 +26,7 @@ def responses_routes(asker: Asker) -> APIRouter:
     """The path, answered from a store."""
     router = APIRouter()
 
-    @router.post("/v1/responses", response_model=None)
+    @router.post("/v1/responses", response_model=None, responses=STREAMED)
     async def respond(access: Asking, body: ResponsesRequest, request: Request) -> Response:
         question, history = body.conversation()
         options = body.options()

@@ -116,3 +116,11 @@ def test_new_metadata_and_source_of_the_same_text_are_kept(library: Library, cat
         assert document.metadata == (metadata or {"v": 2})
         assert document.source == str(path)
     assert result.result is PutResult.UNCHANGED
+
+
+def test_a_title_without_end_is_refused(library: Library, catalog: Catalog) -> None:
+    with pytest.raises(InputError, match=r"'xxx.*'a'.*5,000 characters"):
+        library.add_text("a", "Words.", title="x" * 5_000)
+    assert doc_ids(catalog) == []
+    library.add_text("a", "Words.", title="x" * 1_000)
+    assert len(catalog.get_document("default", "a").title) == 1_000
