@@ -26,7 +26,7 @@ step_back()
 threading.Thread(target=gate.wait, daemon=True).start()
 tasks = [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
 print(json.dumps([[os.sched_getscheduler(task), os.getpriority(os.PRIO_PROCESS, task)] for task in tasks]))
-print(Path("/proc/self/autogroup").read_text() if Path("/proc/self/autogroup").exists() else "nice 19")
+print(Path("/proc/self/autogroup").read_text().strip() if Path("/proc/self/autogroup").exists() else "nice 19")
 """
 
 
