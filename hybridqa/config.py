@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -35,7 +36,10 @@ class Settings(BaseSettings):
 
     model: str = "smollm2-135m"  # hub id, local folder, or the embedded default's alias
     embedder: str = "all-minilm-l6-v2"  # sentence-transformers id or folder, or the embedded default's alias
-    engine: Literal["vllm", "reference"] = "vllm"
+    engine: Literal["vllm", "remote", "reference"] = "vllm"
+    engine_urls: Annotated[list[str], NoDecode] = []  # of the vLLM servers that engine = "remote" asks
+    engine_key: SecretStr | None = None  # their --api-key; sent to them, and shown and stored nowhere
+    stack_collections: Annotated[list[str], NoDecode] = ["default"]  # that a vLLM server answers stacks of; "*": all
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int = Field(4096, ge=256)
     max_lora_rank: int = 64  # the ranks of one stack sum to at most this
@@ -81,11 +85,21 @@ class Settings(BaseSettings):
     generator_model: str | None = None  # its model's name
     generator_key: SecretStr | None = None  # sent to that endpoint, and shown and stored nowhere
 
-    @field_validator("plugins", mode="before")
+    @field_validator("plugins", "engine_urls", "stack_collections", mode="before")
     @classmethod
-    def _split_ids(cls, value: Any) -> Any:
-        """A variable holds text: ids with commas between them."""
+    def _split_list(cls, value: Any) -> Any:
+        """A variable holds text: items with commas between them."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("engine_urls")
+    @classmethod
+    def _servers(cls, value: list[str]) -> list[str]:
+        """Without the /v1 that clients of OpenAI's write, each once."""
+        for url in value:
+            parsed = urlsplit(url)
+            if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.query or parsed.fragment:
+                raise ValueError(f"{url!r} is no server's URL, such as 'http://10.0.0.7:8000'")
+        return list(dict.fromkeys(url.rstrip("/").removesuffix("/v1").rstrip("/") for url in value))
 
     @field_validator("max_lora_rank")
     @classmethod
@@ -163,6 +177,11 @@ class Settings(BaseSettings):
             raise ConfigError(
                 f"settings are not usable: {given!r} is {getattr(self, given)!r} and {missing!r} is not set; expected "
                 f"both or neither. Set {missing} in {CONFIG_NAME} or the HYBRIDQA_* variables."
+            )
+        if self.engine == "remote" and not self.engine_urls:
+            raise ConfigError(
+                "settings are not usable: 'engine' is 'remote' and 'engine_urls' is empty; expected the URL of a vLLM "
+                f"server or of several. Set engine_urls in {CONFIG_NAME} or HYBRIDQA_ENGINE_URLS."
             )
         return self
 

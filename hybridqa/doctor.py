@@ -90,6 +90,10 @@ def examine(store: Path | None = None, name: str | None = None, *, mend: bool = 
     if settings.engine == "vllm":
         check_vllm(report, _installed_version)
     model_hash = _guarded(report, "model", lambda: check_model(report, settings))
+    if settings.engine == "remote":
+        from hybridqa.doctor_engine import check_remote
+
+        _guarded(report, "engine", lambda: check_remote(report, settings, model_hash))
     embedder = _guarded(report, "embedder", lambda: check_embedder(report, settings))
     _guarded(report, "store", lambda: check_store(report, settings, model_hash, embedder, mend=mend))
     return report

@@ -2,6 +2,7 @@
 
     HybridQAError
     ├── ConfigError (ValueError)            a setting is missing or wrong
+    ├── MissingPackageError (ImportError)   an optional package is not installed
     ├── NotFoundError (LookupError)
     │   ├── StoreNotFoundError              no store at this path
     │   ├── CollectionNotFoundError
@@ -34,6 +35,10 @@ class HybridQAError(Exception):
 
 class ConfigError(HybridQAError, ValueError):
     """A setting is missing or wrong."""
+
+
+class MissingPackageError(HybridQAError, ImportError):
+    """An optional package is not installed."""
 
 
 class NotFoundError(HybridQAError, LookupError):

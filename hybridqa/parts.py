@@ -222,6 +222,16 @@ class Parts:
                 max_lora_rank=settings.max_lora_rank,
                 seed=settings.seed,
             )
+        if settings.engine == "remote":
+            from hybridqa.engine.remote import RemoteEngine
+
+            return RemoteEngine(
+                self.model,
+                settings.engine_urls,
+                settings.engine_key.get_secret_value() if settings.engine_key else "",
+                max_model_len=settings.max_model_len,
+                max_lora_rank=settings.max_lora_rank,
+            )
         from hybridqa.engine.vllm import VllmEngine
 
         return VllmEngine(

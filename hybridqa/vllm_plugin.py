@@ -1,13 +1,15 @@
-"""What hybridqa changes in vLLM: on a CPU, the LoRA wrapper, so that mixed batches are right and fast.
+"""What hybridqa changes in vLLM: on a CPU, the LoRA wrapper, so that mixed batches are right and fast; and with
+HYBRIDQA_STORE set, an API server answers for stacks of the store's modules (`model="stack:…"`).
 
-Knows nothing about stores or prompts. vLLM calls `register` in each of its processes (entry point
-`vllm.general_plugins`). Invariant: nothing is replaced off the CPU, and on a version of vLLM that was not tested only
-after the replacement has been shown to agree with plain matrix products here and now.
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). Invariant: nothing is replaced off
+the CPU, and on a version of vLLM that was not tested only after the replacement has been shown to agree with plain
+matrix products here and now; what goes wrong here is logged and stops no server.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 
 KNOWN_GOOD = ("0.32.0",)  # vLLM versions that the tests ran against
 _STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
@@ -17,7 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Puts the grouped CPU LoRA wrapper in place of vLLM's own; a second call does nothing."""
+    """Puts the grouped CPU LoRA wrapper in place of vLLM's own, and adds the resolver; a second call does nothing."""
+    _register_kernel()
+    if os.environ.get("HYBRIDQA_STORE"):
+        from hybridqa.stack_server.resolver import register_resolver
+
+        register_resolver()
+
+
+def _register_kernel() -> None:
     from vllm import __version__ as version
     from vllm.platforms import current_platform
 

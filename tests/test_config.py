@@ -68,3 +68,26 @@ def test_plugins_are_a_list_in_a_file_and_text_with_commas_in_a_variable(
         assert Settings.load(tmp_path).plugins == expected
     with pytest.raises(ConfigError, match="'plugins'"):
         Settings.load(tmp_path, plugins=7)
+
+
+def test_servers_are_urls_each_once_and_a_remote_engine_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="'engine_urls' is empty"):
+        Settings.load(tmp_path, engine="remote")
+    monkeypatch.setenv("HYBRIDQA_ENGINE_URLS", "http://10.0.0.7:8000/v1/, https://gpu/vllm, http://10.0.0.7:8000")
+    monkeypatch.setenv("HYBRIDQA_ENGINE_KEY", "secret-key")
+    settings = Settings.load(tmp_path, engine="remote")
+    assert settings.engine_urls == ["http://10.0.0.7:8000", "https://gpu/vllm"]
+    assert "secret-key" not in f"{settings!r}{settings.model_dump(mode='json')}"
+    for wrong in ("10.0.0.7:8000", "ftp://host", "http://", "http://host?x=1"):
+        with pytest.raises(ConfigError, match="is no server's URL"):
+            Settings.load(tmp_path, engine_urls=[wrong])
+
+
+def test_a_server_answers_for_one_collection_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings.load(tmp_path).stack_collections == ["default"]
+    monkeypatch.setenv("HYBRIDQA_STACK_COLLECTIONS", "team a,team b")
+    assert Settings.load(tmp_path).stack_collections == ["team a", "team b"]

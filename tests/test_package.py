@@ -95,7 +95,7 @@ def test_the_wheel_holds_hybridqa_alone(wheel_names: set[str]) -> None:
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel_names: set[str]) -> None:
-    assert {relative(path) for path in FILES} | {"hybridqa/py.typed"} <= wheel_names
+    assert {relative(path) for path in FILES} | {"hybridqa/py.typed", "hybridqa/server/page.html"} <= wheel_names
     extractors = {relative(path) for path in (ROOT / "hybridqa" / "extractors").rglob("*.*") if path.is_file()}
     assert extractors and extractors <= wheel_names
 

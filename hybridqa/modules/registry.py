@@ -59,7 +59,9 @@ class ModuleRegistry:
         meanwhile, `InputError` when the id belongs to a module of another kind, and `StorageFullError`; after an error
         the registry is as it was.
         """
-        self._check_base_model(f"{manifest.module_id}, staged in {str(staged_folder)!r},", manifest.base_model_hash)
+        _check_base_model(
+            f"{manifest.module_id}, staged in {str(staged_folder)!r},", manifest.base_model_hash, self._base_model_hash
+        )
         adapter = read_adapter(staged_folder)
         adapter.check_values()
         if adapter.rank != manifest.rank:
@@ -109,22 +111,7 @@ class ModuleRegistry:
         A file is hashed once per process, and again when its size or time of change has moved.
         Raises `CorruptModuleError`, `UnsupportedAdapterError`, `BaseModelMismatchError`.
         """
-        self._check_base_model(module.name, module.base_model_hash)
-        manifest = read_manifest(module.path)
-        self._check_base_model(module.name, manifest.base_model_hash)
-        said = (
-            manifest.module_id, manifest.version, manifest.collection, manifest.documents, manifest.rank, manifest.kind
-        )  # fmt: skip
-        known = (
-            module.module_id, module.version, module.collection, dict(module.documents), module.rank, module.kind
-        )  # fmt: skip
-        if said != known:
-            raise CorruptModuleError(
-                f"module {module.name!r} of collection {module.collection!r} has the manifest of "
-                f"'{manifest.module_id}@{manifest.version}' of {manifest.collection!r} or one that disagrees with the "
-                "catalog; expected its own. Run `hybridqa refresh --force` for its document, or import it again."
-            )
-        check_files(module.path, manifest)
+        verify_module(module, self._base_model_hash)
 
     def list_modules(self, collection: str | None = None) -> list[Module]:
         """Every version of every module, of one collection or of all."""
@@ -215,14 +202,6 @@ class ModuleRegistry:
             )
         return chosen
 
-    def _check_base_model(self, name: str, base_model_hash: str) -> None:
-        if base_model_hash != self._base_model_hash:
-            raise BaseModelMismatchError(
-                f"module {name!r} belongs to the base model {base_model_hash[:12]!r}; expected "
-                f"{self._base_model_hash[:12]!r}, the one in use. Set `model` in hybridqa.toml back, or make "
-                "one for this base model (`hybridqa refresh` does, for documents)."
-            )
-
     def _folder(self, collection: str, module_id: str, version: int) -> Path:
         """Where a version lives; names that are no safe file names, or taken, get a hash."""
         name = collection
@@ -258,3 +237,32 @@ class ModuleRegistry:
                 gone.append(path)
         if gone:
             self._catalog.drop_garbage(gone)
+
+
+def verify_module(module: Module, base_model_hash: str) -> None:
+    """`ModuleRegistry.verify` for a reader that needs no registry; `base_model_hash` is of the model in use."""
+    _check_base_model(module.name, module.base_model_hash, base_model_hash)
+    manifest = read_manifest(module.path)
+    _check_base_model(module.name, manifest.base_model_hash, base_model_hash)
+    said = (
+        manifest.module_id, manifest.version, manifest.collection, manifest.documents, manifest.rank, manifest.kind
+    )  # fmt: skip
+    known = (
+        module.module_id, module.version, module.collection, dict(module.documents), module.rank, module.kind
+    )  # fmt: skip
+    if said != known:
+        raise CorruptModuleError(
+            f"module {module.name!r} of collection {module.collection!r} has the manifest of "
+            f"'{manifest.module_id}@{manifest.version}' of {manifest.collection!r} or one that disagrees with the "
+            "catalog; expected its own. Run `hybridqa refresh --force` for its document, or import it again."
+        )
+    check_files(module.path, manifest)
+
+
+def _check_base_model(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise BaseModelMismatchError(
+            f"module {name!r} belongs to the base model {found[:12]!r}; expected {expected[:12]!r}, the one in use. "
+            "Set `model` in hybridqa.toml back, or make one for this base model (`hybridqa refresh` does, for "
+            "documents)."
+        )

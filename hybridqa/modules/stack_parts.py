@@ -92,10 +92,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD_FILE).read_bytes())
         if record["format"] == 1 and isinstance(record["rank"], int) and isinstance(record["files"], dict):
-            return {**record, "parts": [{"module": str(part["module"])} for part in record["parts"]]}
+            parts = [{"module": str(part["module"]), "weight": _weight(part["weight"])} for part in record["parts"]]
+            return {**record, "parts": parts}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
+
+
+def _weight(value: Any) -> Weight:
+    return {str(name): float(each) for name, each in value.items()} if isinstance(value, dict) else float(value)
 
 
 def _files(module: Module) -> dict[str, str]:

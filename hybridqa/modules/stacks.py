@@ -106,6 +106,13 @@ class StackCache:
                     total -= size
         return names
 
+    def retire(self, names: Iterable[str]) -> None:
+        """Offers these to be released, as `surplus` does, for a caller that knows better what is used."""
+        with self._guard:
+            for name in names:
+                if name in self._leases:
+                    self._leases[name].retiring = True
+
     def release(self, names: Iterable[str]) -> None:
         """Lets go of stacks from `surplus` that the engine has forgotten; one asked for again meanwhile is kept."""
         with self._guard:

@@ -27,6 +27,7 @@ from hybridqa.server.gate import Gate
 from hybridqa.server.limits import Limits
 from hybridqa.server.metrics import Counted, Metrics
 from hybridqa.server.modules import module_routes
+from hybridqa.server.page import page_routes
 from hybridqa.server.responses import responses_routes
 from hybridqa.server.schema import MODELS, mode_of
 from hybridqa.server.search import search_routes
@@ -70,6 +71,7 @@ def create_app(store: HybridQA) -> FastAPI:
     app.include_router(search_routes(store))
     app.include_router(document_routes(store, uploads))
     app.include_router(module_routes(store))
+    app.include_router(page_routes())
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -28,7 +28,7 @@ from hybridqa.errors import (
 
 log = logging.getLogger(__name__)
 INVALID, MISSING, FAILED = "invalid_request_error", "not_found_error", "server_error"
-_NO_PLACES = ("body", "query", "path", "header", "str")  # in what the framework calls a place
+_SENDERS = ("body", "query", "path", "header")  # where the framework says a value came from, before its name
 _KINDS = {400: INVALID, 401: "authentication_error", 403: "permission_error", 404: MISSING, 429: "rate_limit_error"}
 
 
@@ -113,7 +113,8 @@ def invalid(found: Sequence[Any]) -> ApiError:
     around = found[0]["loc"][:-1]  # where it may be one of several things, each says why it is not: the nearest counts
     beside = [one for one in found if one["loc"][: len(around)] == around]
     first = max(beside, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
-    place = [str(part) for part in first["loc"] if part not in _NO_PLACES and not str(part).startswith("list[")]
+    loc = first["loc"][1:] if first["loc"] and first["loc"][0] in _SENDERS else first["loc"]
+    place = [str(part) for part in loc if part != "str" and not str(part).startswith("list[")]
     param = ".".join(place) or None
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON; expected an object.", code="json_invalid")

@@ -21,6 +21,7 @@ from hybridqa.training.exercises import Exercise
 from hybridqa.training.extractor_gate import ExtractorReport, judge_extractor
 from hybridqa.training.extractor_job import ExtractorJob
 from hybridqa.training.lazy_companions import LazyCompanions
+from hybridqa.training.pace import step_back
 from hybridqa.training.packing import Example
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.trainer import Trainer
@@ -136,4 +137,5 @@ def main(folders: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     end_with_parent()
+    step_back()
     sys.exit(main(sys.argv[1:]))

@@ -44,7 +44,12 @@ def train(
     command = [sys.executable, "-P", "-m", worker, *options, *(str(folder.absolute()) for folder in folders)]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # it ends when its stdin does: with this process, whatever ends it
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(),
+            start_new_session=True,  # see `pace`
         )
         try:
             assert process.stdout is not None

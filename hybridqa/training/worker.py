@@ -22,6 +22,7 @@ from hybridqa.answering.prompt import PromptBuilder
 from hybridqa.training.assignment import Assignment
 from hybridqa.training.lesson import Job
 from hybridqa.training.memory import forget_peak, give_back
+from hybridqa.training.pace import step_back
 from hybridqa.training.recipe import Recipe
 from hybridqa.training.together import Together
 from hybridqa.training.trainer import Trainer
@@ -169,4 +170,5 @@ def main(arguments: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     end_with_parent()
+    step_back()
     sys.exit(main(sys.argv[1:]))
