@@ -1,7 +1,8 @@
 """Puts a question, its sources and the conversation into a chat model's own template, inside a token budget.
 
 Knows nothing about search, engines or citations. Invariants: a source is in the prompt whole or not at all; the
-question is always there, last; nothing that a document or a user wrote can act as a control token of the template.
+question is always there, last, and so are the conversation's system turns; nothing that a document or a user wrote can
+act as a control token of the template.
 """
 
 from __future__ import annotations
@@ -120,14 +121,18 @@ class PromptBuilder:
         with self._lock:
             return tuple(self._tokenizer.encode(self._template.neutral(text)))
 
-    def check(self, question: str, *, max_answer_tokens: int) -> None:
-        """Raises `QuestionError` for a question that is empty, no valid Unicode, or too long to be answered."""
+    def check(self, question: str, system: Sequence[Message] = (), *, max_answer_tokens: int) -> None:
+        """Raises `QuestionError` for a question that is empty, no valid Unicode, or too long to be answered.
+
+        `system` are the turns that are always there beside it.
+        """
         check_question(question)
         room = self._room(max_answer_tokens)
-        if len(question) > _CHARACTERS_PER_TOKEN * room:
-            raise self._too_long(f"{len(question):,} characters", room)
-        if (length := len(self.encode(messages_for(question)))) > room:
-            raise self._too_long(f"{length:,} tokens", room)
+        characters = len(question) + _characters(system)
+        if characters > _CHARACTERS_PER_TOKEN * room:
+            raise self._too_long(f"{characters:,} characters", room, system)
+        if (length := len(self.encode(messages_for(question, history=system)))) > room:
+            raise self._too_long(f"{length:,} tokens", room, system)
 
     def build(
         self,
@@ -142,32 +147,35 @@ class PromptBuilder:
 
         Passages are taken in their order while they fit `context_tokens`; the first to fit the model's window is taken
         whatever its length, so that an answer from passages has one. What is left of both is for what `wider` makes of
-        them, in the same order. Of the history the oldest turns go first.
+        them, in the same order. Of the history the oldest turns go first, and its system turns never.
         Raises `QuestionError` when the question, or the question with one passage, does not fit.
         """
-        self.check(question, max_answer_tokens=max_answer_tokens)
+        system = [message for message in history if message.role == "system"]
+        self.check(question, system, max_answer_tokens=max_answer_tokens)
         room = self._room(max_answer_tokens)
-        used = self._choose_passages(question, passages, room)
+        used = self._choose_passages(question, system, passages, room)
         if wider is not None:
-            used = self._widen(question, used, room, wider)
+            used = self._widen(question, system, used, room, wider)
         sources = [source_text(scored.passage) for scored in used]
-        ids = self.encode(messages_for(question, sources))
-        turns = _turns(history)
+        ids = self.encode(messages_for(question, sources, system))
+        turns = _turns([message for message in history if message.role != "system"])
         spent, kept = len(ids), len(turns)
         for turn in reversed(turns):  # counted apart first: one exact count of a long history per turn would be slow
+            if _characters(turn) > _CHARACTERS_PER_TOKEN * room:
+                break  # unread: megabytes would keep all others from the tokenizer for seconds
             spent += sum(self._count(message.content) for message in turn)
             if spent > room:
                 break
             kept -= 1
         for first in range(kept, len(turns)):
-            recent = [message for turn in turns[first:] for message in turn]
+            recent = [*system, *(message for turn in turns[first:] for message in turn)]
             whole = self.encode(messages_for(question, sources, recent))
             if len(whole) <= room:
                 return Prompt(whole, used)
         return Prompt(ids, used)
 
     def _choose_passages(
-        self, question: str, passages: Sequence[ScoredPassage], room: int
+        self, question: str, system: Sequence[Message], passages: Sequence[ScoredPassage], room: int
     ) -> tuple[ScoredPassage, ...]:
         chosen: list[ScoredPassage] = []
         spent, smallest = 0, 0
@@ -177,18 +185,23 @@ class PromptBuilder:
             if chosen and spent + cost > self._context_tokens:
                 continue
             sources = [source_text(other.passage) for other in chosen]
-            length = len(self.encode(messages_for(question, [*sources, source])))
+            length = len(self.encode(messages_for(question, [*sources, source], system)))
             if length <= room:
                 chosen.append(scored)
                 spent += cost
             else:
                 smallest = min(smallest or length, length)
         if passages and not chosen:
-            raise self._too_long(f"{smallest:,} tokens with its shortest source", room)
+            raise self._too_long(f"{smallest:,} tokens with its shortest source", room, system)
         return tuple(chosen)
 
     def _widen(
-        self, question: str, passages: tuple[ScoredPassage, ...], room: int, wider: Wider
+        self,
+        question: str,
+        system: Sequence[Message],
+        passages: tuple[ScoredPassage, ...],
+        room: int,
+        wider: Wider,
     ) -> tuple[ScoredPassage, ...]:
         """The passages, each in its turn made wider where that still fits; none loses its place by it."""
         widened = list(passages)
@@ -199,7 +212,7 @@ class PromptBuilder:
                 continue
             sources = [source_text(one.passage) for one in (*widened[:place], wide, *widened[place + 1 :])]
             spent = sum(self._count(f"[{number}] {source}\n\n") for number, source in enumerate(sources, 1))
-            if spent <= self._context_tokens and len(self.encode(messages_for(question, sources))) <= room:
+            if spent <= self._context_tokens and len(self.encode(messages_for(question, sources, system))) <= room:
                 widened[place] = wide
         return tuple(widened)
 
@@ -210,11 +223,16 @@ class PromptBuilder:
         with self._lock:
             return len(self._tokenizer.encode(self._template.neutral(text), add_special_tokens=False))
 
-    def _too_long(self, length: str, room: int) -> QuestionError:
+    def _too_long(self, length: str, room: int, system: Sequence[Message]) -> QuestionError:
+        what = "the question with the system turns" if system else "the question"
         return QuestionError(
-            f"the question makes a prompt of {length}; expected at most {room:,} tokens beside the answer. Shorten it, "
+            f"{what} makes a prompt of {length}; expected at most {room:,} tokens beside the answer. Shorten it, "
             f"or change `max_model_len` ({self._max_model_len:,}) or `max_answer_tokens` in hybridqa.toml."
         )
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _turns(history: Sequence[Message]) -> list[list[Message]]:

@@ -141,19 +141,22 @@ class FilterFields(BaseModel):
 
 
 class Choices(BaseModel):
-    """Where and how a question is looked for; see `RetrieveOptions`."""
+    """Where and how a question is looked for; see `RetrieveOptions`.
+
+    Numbers end where one request would keep the server from all others.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     collection: str | None = None  # None: the default one, or the only one that the key reaches
-    k: int | None = Field(default=None, ge=1)
-    modules: int | None = Field(default=None, ge=0)
+    k: int | None = Field(default=None, ge=1, le=1_000)
+    modules: int | None = Field(default=None, ge=0, le=1_000)
     plugins: list[str] | None = None
     filter: FilterFields | None = None
     extractor: bool | None = None
-    rerank: int | None = Field(default=None, ge=0)
+    rerank: int | None = Field(default=None, ge=0, le=100)
     rewrite: bool | None = None
-    hops: int | None = Field(default=None, ge=1)
+    hops: int | None = Field(default=None, ge=1, le=10)
 
     def options(self) -> AskOptions:
         """The same for `HybridQA.ask`."""
@@ -169,7 +172,7 @@ class Choices(BaseModel):
 class Extension(Choices):
     """What hybridqa can be asked beside the OpenAI API's parameters; see `AskOptions`."""
 
-    neighbours: int | None = Field(default=None, ge=0)
+    neighbours: int | None = Field(default=None, ge=0, le=100)
 
 
 class TextFormat(BaseModel):

@@ -105,6 +105,35 @@ def test_a_system_turn_of_the_history_is_kept(tokenizer: Any) -> None:
     assert text.count("<|im_start|>system") == 1
 
 
+def test_system_turns_stay_when_others_have_to_go(tokenizer: Any) -> None:
+    turns = [Message("user", f"Question number {turn}?") for turn in range(80)]
+    history = [Message("system", "Answer like a sailor."), *turns[:40], Message("system", "Be brief."), *turns[40:]]
+    text, prompt = build(tokenizer, "Who designed it?", history, SOURCES, room=400)
+    assert "Answer like a sailor.\n\nBe brief.<|im_end|>" in text and len(prompt.token_ids) <= 400 - 64
+    assert "number 79?" in text and "number 0?" not in text and "number 40?" not in text
+
+
+def test_system_turns_are_too_long_rather_than_left_out(tokenizer: Any) -> None:
+    for words in (200, 1_000_000):  # the second is not read
+        with pytest.raises(QuestionError, match="with the system turns"):
+            build(tokenizer, "Who?", [Message("system", "sail " * words)], room=256)
+    fits = [Message("system", "sail " * 120)]
+    assert "sail sail" in build(tokenizer, "Who?", fits, room=256)[0]
+    long = [passage(1, "It was designed by Mira Tolland. " * 5)]
+    with pytest.raises(QuestionError, match=r"with the system turns .* with its shortest source"):
+        build(tokenizer, "Who?", fits, long, room=256)
+    assert build(tokenizer, "Who?", (), long, room=256)[1].passages
+
+
+def test_an_earlier_turn_of_megabytes_is_not_read(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    count = PromptBuilder._count
+    monkeypatch.setattr(PromptBuilder, "_count", lambda self, text: read.append(len(text)) or count(self, text))
+    history = [Message("user", "sail " * 1_000_000), Message("assistant", "Yes."), Message("user", "And?")]
+    text, _ = build(tokenizer, "Who?", history)
+    assert max(read) < 100 and "And?" in text and "sail" not in text
+
+
 def test_the_oldest_turns_go_first_and_the_question_never(tokenizer: Any) -> None:
     history = [
         message

@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder) -> 
     with HybridQA.open(folder, create=True, max_model_len=512, max_answer_tokens=6, **settings) as qa:
         for number in range(9):
             qa.add_text(f"kettle-{number}", f"The Lumen kettle {number} was designed by Maren Holt. {WORDS}")
-        qa.add_text("secret", "The vault opens with 4711.", collection="vault")
+        qa.add_text("secret", "The vault opens with quillfeather.", collection="vault")
         yield qa
 
 

@@ -257,7 +257,7 @@ def test_a_conversation_goes_on(page: Page, dictate: Dictate) -> None:
 
 
 def test_mode_and_collection_are_chosen(page: Page, dictate: Dictate) -> None:
-    dictate("The vault opens with 4711.")
+    dictate("The vault opens with quillfeather.")
     page.get_by_label("Collection").select_option("vault")
     expect(row(page, "secret")).to_be_visible()
     expect(page.locator("#documents li")).to_have_count(1)
