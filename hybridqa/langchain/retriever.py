@@ -53,4 +53,4 @@ def _document(found: Json) -> Document:
     """A passage; what hybridqa knows of it comes before metadata of the same name."""
     about = {name: value for name, value in found.items() if name not in ("text", "metadata")}
     metadata = {"source": found["doc_id"], **found["metadata"], **about}
-    return Document(id=str(found["passage_id"]), page_content=found["text"], metadata=metadata)
+    return Document(id=found["passage_id"], page_content=found["text"], metadata=metadata)

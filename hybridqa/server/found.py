@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridqa.pipeline import HybridQA
-from hybridqa.server.replies import modules_used
+from hybridqa.server.replies import modules_used, passage_name
 from hybridqa.types import DEFAULT_COLLECTION, Route, ScoredPassage
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ def found(store: HybridQA, route: Route, collection: str = DEFAULT_COLLECTION) -
 def _passage(scored: ScoredPassage, route: Route, metadata: Mapping[str, Json]) -> Json:
     passage = scored.passage
     return {
-        "passage_id": passage.passage_id,
+        "passage_id": passage_name(passage),
         "doc_id": passage.doc_id,
         "collection": passage.collection,
         "title": passage.title,

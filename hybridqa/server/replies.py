@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from hybridqa.types import Answer, Citation, ModuleChoice, Usage
+from hybridqa.types import Answer, Citation, ModuleChoice, Passage, Usage
 
 Json = dict[str, Any]
 _FINISHED = {"length": "length"}  # all else is "stop" to a client
@@ -103,6 +103,11 @@ def url_citations(answer: Answer, collection: str) -> list[Json]:
     ]
 
 
+def passage_name(passage: Passage) -> str:
+    """What a passage is called over HTTP: the store's own numbers would tell how much other collections hold."""
+    return f"{passage.doc_id}#{passage.ordinal}"
+
+
 def document_url(citation: Citation, collection: str) -> str:
     """Where this server shows the quoted stretch of a document; characters as RFC 5147 counts them."""
     return (
@@ -134,7 +139,7 @@ def _citation(citation: Citation, answer: Answer) -> Json:
         "number": citation.number,
         "doc_id": citation.doc_id,
         "title": citation.title,
-        "passage_id": citation.passage_id,
+        "passage_id": passage_name(scored.passage),
         "start": citation.start,
         "end": citation.end,
         "quote": citation.quote,

@@ -32,7 +32,7 @@ def test_documents_say_what_they_are(store: HybridQA, whom: Whom) -> None:
     best, route = found[0], store.retrieve(QUESTION)
     assert ids(found) == [scored.passage.doc_id for scored in route.passages] and len(found) == 3
     passage = route.passages[0].passage
-    assert (best.page_content, best.id) == (TEXTS["kettle"], str(passage.passage_id))
+    assert (best.page_content, best.id) == (TEXTS["kettle"], f"kettle#{passage.ordinal}")
     about = best.metadata
     assert (about["doc_id"], about["source"], about["title"]) == ("kettle", "kettle", "The kettle")
     assert TEXTS["kettle"][about["start"] : about["end"]] == best.page_content

@@ -23,7 +23,7 @@ def test_passages_come_as_the_store_finds_them(store: HybridQA, url: str) -> Non
     done = search(url, k=2).json()
     route = store.retrieve(QUESTION, k=2)
     assert done["object"] == "list" and [one["passage_id"] for one in done["data"]] == [
-        scored.passage.passage_id for scored in route.passages
+        f"{scored.passage.doc_id}#{scored.passage.ordinal}" for scored in route.passages
     ]
     best = done["data"][0]
     assert set(best) == {
