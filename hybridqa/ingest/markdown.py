@@ -14,7 +14,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference
-from markdown_it.rules_block import StateBlock
+from markdown_it.token import Token
 
 from hybridqa.errors import UnreadableDocumentError
 from hybridqa.ingest.source import Heading, SourceText, normalise, one_line, short_line
@@ -71,6 +71,23 @@ class _Block:
     content: str = ""
 
 
+class _Tokens(list[Token]):
+    """What the parser finds, as much as there is room for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def append(self, token: Token) -> None:
+        """Adds a token. Raises `UnreadableDocumentError`."""
+        if len(self) >= _MOST_TOKENS:
+            raise UnreadableDocumentError(
+                f"{self._name!r} has more than {_MOST_TOKENS:,} beginnings and ends of Markdown blocks; expected no "
+                "more. Split it, or save it as text."
+            )
+        super().append(token)
+
+
 def _without_front_matter(source: str) -> tuple[str, str]:
     """The title in a YAML block at the top, and the text without the block."""
     lines = source.split("\n", _MAX_FRONT_LINES + 1)
@@ -90,21 +107,11 @@ def _without_front_matter(source: str) -> tuple[str, str]:
 def _structure(source: str, name: str) -> tuple[dict[int, _Block], set[str]]:
     """The blocks that are not plain text by their first line, and the labels that links may refer to."""
     parser = MarkdownIt("commonmark").enable("table")
-    parser.core.ruler.disable("inline")  # blocks alone are wanted
-
-    def bounded(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-        if len(state.tokens) > _MOST_TOKENS:
-            raise UnreadableDocumentError(
-                f"{name!r} has more than {_MOST_TOKENS:,} beginnings and ends of Markdown blocks; expected no more. "
-                "Split it, or save it as text."
-            )
-        return False
-
-    parser.block.ruler.before("table", "bounded", bounded)  # asked first wherever a block may begin
     kinds = {"fence": "code", "code_block": "code", "html_block": "html"}
     blocks: dict[int, _Block] = {}
     environment: dict[str, Any] = {}
-    tokens = parser.parse(source, environment)
+    tokens = _Tokens(name)
+    parser.block.parse(source, parser, environment, tokens)  # blocks alone are wanted
     for token, following in zip_longest(tokens, tokens[1:]):
         if token.map is None:
             continue

@@ -41,7 +41,7 @@ _TEXT: Json = {"schema": {"type": "string"}}
 STREAMED: dict[int | str, Json] = {
     200: {
         "description": "The answer; with `stream`, its events as they come",
-        "content": {"application/json": _OBJECT, "text/event-stream": _TEXT},
+        "content": {"application/json": _OBJECT, "text/event-stream": {}},
     }
 }
 READY: dict[int | str, Json] = {503: {"description": "Not yet", "content": {"application/json": _OBJECT}}}

@@ -164,3 +164,57 @@ def test_megabytes_take_seconds(kind: str) -> None:
     assert time.perf_counter() - begin < 30
     assert len(drafts) > 3000
     assert sum(len(draft.text) for draft in drafts) > 0.95 * len(text)
+
+
+HOSTILE = {
+    "one word": "a",
+    "emoji": "😀",
+    "no spaces": "日本語文",
+    "accents": "\u0301",
+    "empty lines": "\n",
+    "spaces": " ",
+    "dots": ".",
+    "dots apart": ". ",
+    "letters": "a. ",
+    "abbreviations": "U.S.",
+    "closers": ".)",
+    "marks": "?! ",
+    "dashes": "- ",
+    "items": "- a\n",
+    "rows": "|\n",
+    "lines": "a\n",
+    "wide spaces": "a\u3000",
+    "long words": "a" * 300 + " ",
+    "far lines": "\n" + " " * 1_000 + "x",
+}
+
+
+@pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE)
+def test_no_text_is_dear(unit: str) -> None:
+    """Four times the text takes not much more than four times as long."""
+
+    def seconds(size: int) -> float:
+        text = f"A {unit * (size // len(unit))} z"
+        begin = time.perf_counter()
+        drafts = split_passages(text, (), words, 200)
+        taken = time.perf_counter() - begin
+        assert sum(len(draft.text.split()) for draft in drafts) >= len(text.split())
+        return taken
+
+    short = seconds(250_000)
+    assert seconds(1_000_000) < 12 * short + 0.3
+
+
+def test_a_tokenizer_is_never_given_more_than_a_megabyte_at_a_time() -> None:
+    """It needs sixty times the room."""
+    longest = 0
+
+    def counted(texts: Sequence[str]) -> list[int]:
+        nonlocal longest
+        longest = max(longest, sum(map(len, texts)))
+        return words(texts)
+
+    text = "Short. " * 1_000 + "a" * 3_500_000 + " " + "b c " * 300_000 + "End."
+    drafts = split_passages(text, (), counted, 200)
+    check(text, drafts, words, 200)
+    assert 100_000 < longest < 2_000_000
