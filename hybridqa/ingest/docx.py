@@ -45,6 +45,8 @@ def read_docx(data: bytes, name: str, *, max_bytes: int) -> SourceText:
     except UnreadableDocumentError:
         raise
     except _DAMAGE as error:
+        if getattr(error, "code", None) == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError(str(error)) from error
         raise UnreadableDocumentError(
             f"{name!r} is a damaged DOCX ({type(error).__name__}: {error}); expected a file that a word processor "
             "opens. Save it anew from one, then add it again."

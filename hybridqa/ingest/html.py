@@ -60,7 +60,9 @@ def read_html(markup: str, name: str, *, max_bytes: int) -> SourceText:
     data = markup.replace("\x00", "").encode("utf-8", "ignore")
     try:
         root = lxml_html.document_fromstring(data, parser=parser)
-    except etree.LxmlError:  # no element in it
+    except etree.LxmlError as error:  # no element in it
+        if getattr(error, "code", None) == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError(str(error)) from error
         return SourceText("", "", "text/html")
     if any(entry.type == etree.ErrorTypes.ERR_RESOURCE_LIMIT for entry in parser.error_log):
         raise UnreadableDocumentError(

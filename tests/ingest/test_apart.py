@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
 import textwrap
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docx
 import pytest
 
 from hybridqa.errors import UnreadableDocumentError
@@ -115,11 +118,36 @@ async def test_a_slow_file_is_ended() -> None:
     assert time.perf_counter() - begin < 3
 
 
-async def test_a_file_that_takes_too_much_memory_is_ended() -> None:
-    greedy = ("a\n" * 10_000_000).encode()
-    message = await refused(greedy, "greedy.txt", memory_mb=200)
-    assert "takes more than 200 MB of memory" in message
-    assert (await read(greedy, "greedy.txt")).text.startswith("a\na\n")
+def many_paragraphs() -> bytes:
+    buffer = io.BytesIO()
+    document = docx.Document()
+    document.add_paragraph("word")
+    document.save(buffer)
+    out = io.BytesIO()
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "word/document.xml":
+                paragraph = b"<w:p><w:r><w:t>word</w:t></w:r></w:p>"
+                content = content.replace(b"<w:sectPr", paragraph * 500_000 + b"<w:sectPr")
+            target.writestr(name, content)
+    return out.getvalue()
+
+
+GREEDY = {
+    "a.txt": lambda: b"a\n" * 10_000_000,
+    "a.md": lambda: b"word *word*\n\n" * 200_000,
+    "a.html": lambda: b"<p>word <b>word</b></p>" * 300_000,
+    "a.docx": many_paragraphs,
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+async def test_a_file_that_takes_too_much_memory_is_ended_and_never_read_in_part(name: str) -> None:
+    data = GREEDY[name]()
+    for memory_mb in (100, 150, 200):
+        assert f"takes more than {memory_mb} MB of memory" in await refused(data, name, memory_mb=memory_mb)
+    assert len((await read(data, name)).text) > 2_000_000
 
 
 async def test_cancelling_ends_it() -> None:
