@@ -55,9 +55,8 @@ def asked(store: HybridQA) -> int:
 def asking(url: str, path: str, **body: Any) -> Iterator[socket.socket]:
     """A request on a connection of its own, which is closed in the end, read or not."""
     content = json.dumps({"model": "hybridqa-retrieval", "temperature": 1.5, **PATHS[path], **body}).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
+    names = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\n{names}\r\n"
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=30) as connection:
         connection.sendall(head.encode() + content)
         yield connection

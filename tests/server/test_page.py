@@ -81,7 +81,8 @@ def chromium() -> Iterator[Browser]:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         except PlaywrightError as error:
-            pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is installed, nor playwright's own ({error.message})")
+            why = str(error).splitlines()[0]
+            pytest.skip(f"no Chromium: none of {', '.join(NAMES)} can be had, nor playwright's own ({why})")
         expect.set_options(timeout=20_000)  # a machine that runs other tests too
         yield browser
         browser.close()
