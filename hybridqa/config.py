@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 
     requests_per_minute: int = Field(0, ge=0)  # of one key, at most; 0: no limit; `hybridqa keys add` can give another
     requests_at_once: int = Field(0, ge=0)  # of one key, at most; 0: no limit
-    queue: int = Field(64, ge=1)  # questions that a server works on or lets wait; more are sent away for now
+    queue: int = Field(64, ge=1)  # questions and uploads that a server works on or lets wait; more are sent away
     parse_seconds: float = Field(120.0, gt=0)  # that an uploaded file may take to read
     parse_memory_mb: int = Field(1024, ge=128)  # that reading an uploaded file may take
 

@@ -50,7 +50,9 @@ class TextDocument(Body):
 def document_routes(store: HybridQA, uploads: Uploads) -> APIRouter:
     """The paths, over a store."""
     router = APIRouter()
-    adding = ThreadPoolExecutor(1, thread_name_prefix="hybridqa-adding")  # one at a time: embedding takes all cores
+    # threads of their own: those that everything else waits for must not be full of uploads; the embedder goes from one
+    # to the next every few passages, so that a large document does not keep small ones waiting
+    adding = ThreadPoolExecutor(4, thread_name_prefix="hybridqa-adding")
 
     async def add(work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(adding, work)
@@ -96,7 +98,7 @@ def document_routes(store: HybridQA, uploads: Uploads) -> APIRouter:
     @router.delete("/v1/documents/{doc_id:path}")
     async def delete(access: Editing, doc_id: str, collection: CollectionName = None) -> Json:
         name = access.collection(collection)
-        await add(partial(store.remove, doc_id, collection=name))
+        await asyncio.to_thread(partial(store.remove, doc_id, collection=name))
         return {"id": doc_id, "object": "document", "collection": name, "deleted": True}
 
     return router

@@ -24,7 +24,8 @@ from hybridqa.server.errors import ApiError
 from hybridqa.server.limits import Limits
 
 OPEN = frozenset({"/", "/health", "/ready"})  # they say nothing of what is in the store
-QUEUED = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/search"})  # what costs the engine or the embedder
+# what costs the engine or the embedder; uploads do, too
+QUEUED = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/search"})
 UPLOADS = "/v1/documents"
 MAX_BODY_BYTES = 4_000_000  # of what is no upload
 _ASK_FOR_KEY = {"WWW-Authenticate": "Bearer"}
@@ -83,7 +84,7 @@ class Gate:
         limit = self._max_upload_bytes if path == UPLOADS else MAX_BODY_BYTES
         if (length := Headers(scope=scope).get("content-length", "0")).isdecimal() and int(length) > limit:
             raise _too_large(limit)
-        queued = path in QUEUED
+        queued = path in QUEUED or (path == UPLOADS and scope["method"] == "POST")
         self._limits.enter(access.key, queued=queued)
         try:
             await self._app(scope, _bounded(receive, limit), send)

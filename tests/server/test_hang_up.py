@@ -18,9 +18,12 @@ from openai import OpenAI
 
 from hybridqa import HybridQA
 from hybridqa.engine.protocol import Delta
+from hybridqa.engine.vllm import VllmEngine
+from hybridqa.models import ModelFolder
 from hybridqa.server.sse import KEEP_ALIVE_S
 from hybridqa.server.streaming import LOOK_S
 from hybridqa.types import Answer
+from tests.server.conftest import open_filled, serving
 
 QUESTION = "Who designed the Lumen kettle?"
 PATHS: dict[str, dict[str, Any]] = {
@@ -55,8 +58,8 @@ def asked(store: HybridQA) -> int:
 def asking(url: str, path: str, **body: Any) -> Iterator[socket.socket]:
     """A request on a connection of its own, which is closed in the end, read or not."""
     content = json.dumps({"model": "hybridqa-retrieval", "temperature": 1.5, **PATHS[path], **body}).encode()
-    names = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
-    head = f"POST {path} HTTP/1.1\r\n{names}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}\r\n\r\n"
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=30) as connection:
         connection.sendall(head.encode() + content)
         yield connection
@@ -168,3 +171,33 @@ def test_many_at_once_leave_nothing_behind(url: str, store: HybridQA, quiet: Non
     wait_for(lambda: not generating())
     done = client.responses.create(model="hybridqa-retrieval", input=QUESTION, max_output_tokens=2)
     assert done.usage is not None and done.usage.output_tokens == 2  # and it answers
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder) -> Iterator[tuple[VllmEngine, str]]:
+    """The engine that answers many at once, and where its store is served."""
+    folder = tmp_path_factory.mktemp("batched")
+    with open_filled(folder, tiny_model, engine="vllm", kv_cache_mb=64) as store, serving(store) as address:
+        engine = store.run(store.engine_ready())
+        assert isinstance(engine, VllmEngine)
+        yield engine, address
+
+
+def unfinished(engine: VllmEngine) -> int:
+    """Requests in vLLM itself, and those on their way to it."""
+    thread = engine._thread
+    return int(thread.call(lambda llm: llm.get_num_unfinished_requests()).result(30)) + len(thread._waiting)
+
+
+@both
+@pytest.mark.parametrize("stream", [True, False])
+def test_nothing_goes_on_in_vllm(batched: tuple[VllmEngine, str], path: str, stream: bool) -> None:
+    engine, url = batched
+    with ExitStack() as callers:
+        connections = [callers.enter_context(asking(url, path, stream=stream)) for _ in range(8)]
+        if stream:
+            for connection in connections:
+                read_until(connection, BEGUN_WITH[path])
+        wait_for(lambda: unfinished(engine) == 8)
+    assert wait_for(lambda: not unfinished(engine)) < SOON_S
+    assert not engine._thread._running
