@@ -106,6 +106,8 @@ def slope(seconds: Sequence[float], values: Sequence[float]) -> dict[str, float]
     size = max(1, len(values) // STRETCHES)
     hours = [statistics.fmean(seconds[at : at + size]) / 3600 for at in range(0, len(values) - size + 1, size)]
     means = [statistics.fmean(values[at : at + size]) for at in range(0, len(values) - size + 1, size)]
+    if max(means) == min(means):
+        return {"mean": 0.0, "low": 0.0, "high": 0.0}
     line = stats.linregress(hours, means)
     half = stats.t.ppf(0.975, len(means) - 2) * line.stderr
     return {"mean": float(line.slope), "low": float(line.slope - half), "high": float(line.slope + half)}
