@@ -137,7 +137,7 @@ class Answerer:
         )
         timings["prompt"] = time.perf_counter() - started
         left = self._prompts.max_model_len - len(prompt.token_ids)
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left))
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, left), scope=collection)
         return Plan(question, collection, mode, route, prompt, adapter, sampling, timings)
 
     def find(self, options: AskOptions, sought: Sought) -> Route:

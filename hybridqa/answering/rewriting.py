@@ -59,12 +59,12 @@ class Rewriter:
         self._prompts = prompts
         self._max_model_len = max_model_len
 
-    async def rewrite(self, question: str, history: Sequence[Message], engine: Engine) -> Restated:
-        """The question as it would be asked without the conversation. Raises `EngineError`."""
+    async def rewrite(self, question: str, history: Sequence[Message], engine: Engine, *, scope: str = "") -> Restated:
+        """The question as it would be asked without the conversation; `scope` is the engine's. Raises `EngineError`."""
         prompt_ids = self._prompt(question, history)
         if prompt_ids is None:
             return Restated(refused="the question leaves no room for it")
-        sampling = Sampling(max_tokens=MAX_TOKENS, stop=(*self._prompts.stop, "\n"))
+        sampling = Sampling(max_tokens=MAX_TOKENS, stop=(*self._prompts.stop, "\n"), scope=scope)
         done = await engine.generate(prompt_ids, sampling)
         if done.finish_reason != "stop":
             return Restated(refused="what the model wrote has no end")

@@ -106,7 +106,7 @@ class Seeker:
         k, history = where["k"], where.get("history", ())
         if wanted and self._history and beside(question, history) and leans(question):
             begun = time.perf_counter()
-            restated = await self._restated(question, history)
+            restated = await self._restated(question, history, where["collection"])
             spent = time.perf_counter() - begun
         more: Where = {**where, "k": max(k, top)}
         sought = await asyncio.to_thread(self.look, question, restated=restated.question, **more)
@@ -118,9 +118,9 @@ class Seeker:
             sought = await self._reranked(question, sought, top)
         return replace(sought, passages=sought.passages[:k])
 
-    async def _restated(self, question: str, history: Sequence[Message]) -> Restated:
+    async def _restated(self, question: str, history: Sequence[Message], collection: str) -> Restated:
         try:
-            return await self._rewriter.rewrite(question, history, await self._engine())
+            return await self._rewriter.rewrite(question, history, await self._engine(), scope=collection)
         except EngineClosedError:
             raise
         except EngineError as error:

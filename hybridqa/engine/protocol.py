@@ -34,6 +34,9 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    scope: str = (
+        ""  # whose request it is: what an engine keeps of its prompt, only requests of the same scope profit by
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +92,12 @@ class Engine(Protocol):
         ...
 
     async def score(
-        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None, *, scope: str = ""
     ) -> float:
-        """The log-probability, in nats, of exactly `target_ids` behind the prompt: the sum over its tokens."""
+        """The log-probability, in nats, of exactly `target_ids` behind the prompt: the sum over its tokens.
+
+        `scope` is as `Sampling.scope`.
+        """
         ...
 
     async def evict(self, name: str) -> None:

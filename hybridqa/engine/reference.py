@@ -101,7 +101,7 @@ class ReferenceEngine:
             stopped.set()
 
     async def score(
-        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None, *, scope: str = ""
     ) -> float:
         """The log-probability of `target_ids` behind the prompt, in nats: the sum over its tokens."""
         await self.start()

@@ -94,7 +94,7 @@ class RemoteEngine:
             "logprobs": 0,  # the sampled token's alone
             "stream": True,
             "stream_options": {"include_usage": True},
-            "extra_body": PLAIN,
+            "extra_body": _extra(sampling.scope),
         }
 
         async def begin(server: RemoteServer, model: str) -> tuple[Any, Any]:
@@ -124,7 +124,7 @@ class RemoteEngine:
             yield Delta(text, reason, Usage(usage.prompt_tokens, usage.completion_tokens), logprob)
 
     async def score(
-        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None, *, scope: str = ""
     ) -> float:
         """The log-probability of `target_ids` behind the prompt, in nats: the sum over its tokens.
 
@@ -132,7 +132,7 @@ class RemoteEngine:
         """
         check_target(prompt_ids, target_ids, self._max_model_len, self._vocab_size)
         fields = {"prompt": [*prompt_ids, *target_ids], "max_tokens": 1, "temperature": 0.0}
-        extra = {**PLAIN, "prompt_logprobs": 0}  # the prompt's tokens' alone
+        extra = {**_extra(scope), "prompt_logprobs": 0}  # the prompt's tokens' alone
 
         async def ask(server: RemoteServer, model: str) -> Any:
             return await server.complete(model=model, extra_body=extra, **fields)
@@ -234,3 +234,8 @@ class RemoteEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine has been closed; make a new one.")
+
+
+def _extra(scope: str) -> dict[str, Any]:
+    """What vLLM's servers take beyond OpenAI's parameters."""
+    return {**PLAIN, "cache_salt": scope} if scope else PLAIN

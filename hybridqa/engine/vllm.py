@@ -88,7 +88,7 @@ class VllmEngine:
         check_sampling(sampling)
         room = self.max_model_len - len(prompt_ids)
         tokens, logprob = 0, 0.0
-        outputs = self._outputs(prompt_ids, lambda: _params(sampling, room), adapter)
+        outputs = self._outputs(prompt_ids, lambda: _params(sampling, room), adapter, sampling.scope)
         try:
             async for item in outputs:
                 output = item.outputs[0]
@@ -101,7 +101,7 @@ class VllmEngine:
             await outputs.aclose()
 
     async def score(
-        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None
+        self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None, *, scope: str = ""
     ) -> float:
         """The log-probability of `target_ids` behind the prompt, in nats: the sum over its tokens.
 
@@ -111,7 +111,7 @@ class VllmEngine:
         check_target(prompt_ids, target_ids, self.max_model_len, self._vocab_size)
         ids, count = [*prompt_ids, *target_ids], len(target_ids)
         for cached in (True, False):
-            outputs = self._outputs(ids, partial(_scoring_params, cached), adapter)
+            outputs = self._outputs(ids, partial(_scoring_params, cached), adapter, scope)
             try:
                 item = await anext(outputs)
             finally:
@@ -125,7 +125,7 @@ class VllmEngine:
         raise EngineError(f"vLLM gave no scores for the last {count} of {len(ids)} tokens. Ask again.")
 
     async def _outputs(
-        self, prompt_ids: Sequence[int], params: Callable[[], Any], adapter: Adapter | None
+        self, prompt_ids: Sequence[int], params: Callable[[], Any], adapter: Adapter | None, scope: str
     ) -> AsyncGenerator[Any, None]:
         """vLLM's outputs for one request, to the finished one; closing the iterator stops the request in vLLM."""
         if adapter is not None:
@@ -139,7 +139,7 @@ class VllmEngine:
                 loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         request_id = f"request-{next(self._numbers)}"
-        self._thread.submit(Request(request_id, list(prompt_ids), params, adapter, emit))
+        self._thread.submit(Request(request_id, list(prompt_ids), params, adapter, emit, scope))
         finished = False
         try:
             while not finished:

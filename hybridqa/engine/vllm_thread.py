@@ -38,6 +38,7 @@ class Request:
     params: Callable[[], Any]  # makes vLLM's SamplingParams, which can be imported in the thread only
     adapter: Adapter | None
     emit: Callable[[Any], None]  # gets vLLM's RequestOutputs, at last one that is finished or an exception
+    scope: str = ""  # whose cached prompts it may profit by
 
 
 class VllmThread:
@@ -169,7 +170,9 @@ class VllmThread:
         lora = None
         if request.adapter is not None:
             lora = self.adapters.take(self._llm, request.adapter, request.request_id)
-        prompt = {"prompt_token_ids": request.prompt_ids}
+        prompt: dict[str, Any] = {"prompt_token_ids": request.prompt_ids}
+        if request.scope:
+            prompt["cache_salt"] = request.scope
         self._llm.add_request(request.request_id, prompt, request.params(), lora_request=lora)
         self._running[request.request_id] = request
 

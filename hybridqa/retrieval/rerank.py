@@ -65,7 +65,7 @@ class LikelihoodReranker:
         target_ids = self._prompts.encode_answer(question.strip(), ended=False)
         if not target_ids or len(prompt_ids) + len(target_ids) >= self._max_model_len:
             return None
-        return await engine.score(prompt_ids, target_ids) / len(target_ids)
+        return await engine.score(prompt_ids, target_ids, scope=scored.passage.collection) / len(target_ids)
 
 
 def reordered(

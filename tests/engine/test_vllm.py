@@ -10,7 +10,7 @@ import pytest
 
 from hybridqa.engine.protocol import Adapter, Engine, Sampling
 from hybridqa.engine.reference import ReferenceEngine
-from hybridqa.engine.vllm import VllmEngine
+from hybridqa.engine.vllm import VllmEngine, _params
 from hybridqa.errors import ConfigError, QuestionError
 from hybridqa.models import ModelFolder
 
@@ -253,3 +253,17 @@ def test_ours_is_the_kernel_in_use(engine: VllmEngine) -> None:
 
     if current_platform.is_cpu():
         assert current_platform.get_punica_wrapper() == "hybridqa.engine.cpu_lora.GroupedPunicaWrapperCPU"
+
+
+async def test_a_cached_prompt_speeds_up_its_own_scope_alone(engine: VllmEngine) -> None:
+    """Or the time to the first token would tell one tenant what another's prompts hold."""
+    prompt_ids = [7 + place % 900 for place in range(200)]
+
+    async def cached(scope: str) -> int:
+        outputs = engine._outputs(prompt_ids, lambda: _params(Sampling(max_tokens=1), 1), None, scope)
+        return max([item.num_cached_tokens async for item in outputs])
+
+    for scope in ("one", "two", ""):
+        assert await cached(scope) == 0, scope
+    for scope in ("one", "two", ""):
+        assert await cached(scope) > 100, scope
