@@ -5,9 +5,9 @@
 A real engine answers (`own`: in this process, as `hybridqa serve` has it; `stock`: vLLM's own server in processes of
 its own) while the trainer's process distils a document without end. The trainer is stopped (SIGSTOP) for one half of
 each repetition and goes on in the other, in turns the first and the second half, so that both halves have the same
-machine. Decode speed counts tokens after each request's first. In between the server rests, and the trainer's steps
-are counted alone. `built in` is the trainer as it is; the other paces are what it could do instead. The machine must be
-quiet. Prints a table and writes a JSON record.
+machine. Decode speed counts tokens after each request's first. Then the trainer's steps are counted for a while, with
+the server at rest and never at rest. `built in` is the trainer as it is; the other paces are what it could do
+instead. The machine must be quiet. Prints a table and writes a JSON record.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ RUN = "; sys.exit(worker.main(sys.argv[1:]))"
 PACES = {  # what the trainer's process does before it works
     "built in": "pace.step_back()",
     "none": "pass",
-    "nice 10": "os.nice(10); open('/proc/self/autogroup', 'w').write('10')",
     "nice 19": "os.nice(19); open('/proc/self/autogroup', 'w').write('19')",
+    "idle": "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); open('/proc/self/autogroup', 'w').write('19')",
 }
 LENGTH = 1024
 SETTLE_S = 1.0
+STEPS_S = 20.0  # how long the trainer's steps are counted
 
 
 def main() -> None:
@@ -184,20 +185,20 @@ async def beside(
 ) -> dict[str, Any]:
     """Decode speeds with the trainer stopped and at work, and its steps with the server busy and at rest."""
     speeds: dict[int, dict[bool, list[float]]] = {batch: {True: [], False: []} for batch in options.batches}
-    alone, busy = [0.0, 0.0], [0.0, 0.0]  # steps, seconds
     for repeat in range(options.repeats):
         for batch in options.batches:
             for stopped in (True, False) if repeat % 2 else (False, True):
                 trainer.pause(stopped)
                 await asyncio.sleep(SETTLE_S)
-                steps, begun = trainer.steps, time.perf_counter()
                 speeds[batch][stopped].append(await rate(engine, draw, batch, options.tokens))
-                if not stopped:
-                    busy = [busy[0] + trainer.steps - steps, busy[1] + time.perf_counter() - begun]
-        trainer.pause(False)
-        steps, begun = trainer.steps, time.perf_counter()
-        await asyncio.sleep(4 * SETTLE_S)
-        alone = [alone[0] + trainer.steps - steps, alone[1] + time.perf_counter() - begun]
+    trainer.pause(False)
+    steps, begun = trainer.steps, time.perf_counter()
+    await asyncio.sleep(STEPS_S)
+    rates = [(trainer.steps - steps) / (time.perf_counter() - begun)]
+    steps, begun = trainer.steps, time.perf_counter()
+    while time.perf_counter() - begun < STEPS_S:
+        await rate(engine, draw, max(options.batches), options.tokens)
+    rates.append((trainer.steps - steps) / (time.perf_counter() - begun))
     decode = {}
     for batch, both in speeds.items():
         share = ratio_interval(both[False], both[True], seed=options.seed)
@@ -206,8 +207,8 @@ async def beside(
             "beside": [round(value, 1) for value in both[False]],
             "share": [round(value, 3) for value in (share.mean, share.low, share.high)],
         }
-    rates = [round(steps / max(seconds, 1e-9), 3) for steps, seconds in (alone, busy)]
-    return {"decode": decode, "trainer": {"server at rest": rates[0], "server busy": rates[1]}}
+    at_rest, busy = (round(value, 3) for value in rates)
+    return {"decode": decode, "trainer": {"server at rest": at_rest, "server busy": busy}}
 
 
 async def rate(engine: Engine, draw: random.Random, batch: int, tokens: int) -> float:

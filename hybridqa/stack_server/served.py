@@ -78,8 +78,10 @@ class ServedStacks:
             if name == ABOUT:
                 raise InputError(about(self._hash(base_model), max_rank))
             return self._find(base_model, name, max_rank)
-        except (InputError, BaseModelMismatchError, RankLimitError):
+        except (InputError, BaseModelMismatchError):
             raise
+        except RankLimitError as error:
+            raise InputError(f"{error} This server was started with --max-lora-rank {max_rank}.") from None
         except (AdapterError, HybridQAError, OSError) as error:
             log.error("%s cannot be served: %s", name, error)
             if isinstance(error, AdapterError):

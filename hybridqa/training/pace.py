@@ -1,4 +1,4 @@
-"""How a trainer keeps out of the way of a server on the same cores: it takes the time that nobody else wants.
+"""How a trainer keeps out of the way of a server on the same cores: it counts a tenth of what the server counts.
 
 Knows nothing about training. Invariant: what a system does not know or allow is passed over; nothing here fails.
 """
@@ -9,23 +9,22 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-LAST = 19  # of the ways to be nice
+NICE = 10  # a tenth of a core that somebody else wants, all of one that nobody wants; at 19, or idle, it would starve
 
 
 def step_back() -> None:
-    """Has every thread of this process, and all that they start, give way to whatever else wants to run.
+    """Lowers the priority of every thread of this process, and so of all that they start.
 
     A Linux that groups processes by session shares the cores out between the groups first, so that a nice process still
     takes half of them from a server in another session: the group, which should be this process's own, is made nice,
-    too. An idle policy, and not a low priority alone: a server's threads sleep and wake thousands of times in each of
-    its steps, and only from an idle thread does one that wakes take its core at once.
+    too.
     """
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(LAST))
+        Path("/proc/self/autogroup").write_text(str(NICE))
     for thread in _threads():
-        with suppress(OSError, AttributeError):  # it has ended, or this is no Linux
-            os.setpriority(os.PRIO_PROCESS, thread, LAST)
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError, AttributeError):  # it has ended, or this is no Unix
+            nicer = max(NICE, os.getpriority(os.PRIO_PROCESS, thread))  # one cannot go back
+            os.setpriority(os.PRIO_PROCESS, thread, nicer)
 
 
 def _threads() -> list[int]:
