@@ -7,6 +7,7 @@ raised as the `openai` client raises it.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class RemoteSource:
     @cached_property
     def _sync(self) -> OpenAI:
         client: OpenAI = _openai().OpenAI(base_url=self.base_url, api_key=self._api_key, **self._limits)
+        weakref.finalize(self, client.close)  # few programs close their components
         return client
 
     def _client(self) -> OpenAI:
