@@ -195,14 +195,14 @@ def test_no_text_is_dear(unit: str) -> None:
 
     def seconds(size: int) -> float:
         text = f"A {unit * (size // len(unit))} z"
-        begin = time.perf_counter()
+        begin = time.process_time()
         drafts = split_passages(text, (), words, 200)
-        taken = time.perf_counter() - begin
+        taken = time.process_time() - begin
         assert sum(len(draft.text.split()) for draft in drafts) >= len(text.split())
         return taken
 
     short = seconds(250_000)
-    assert seconds(1_000_000) < 12 * short + 0.3
+    assert min(seconds(1_000_000) for _ in range(2)) < 12 * short + 0.3  # garbage may be collected in either
 
 
 def test_a_tokenizer_is_never_given_more_than_a_megabyte_at_a_time() -> None:
