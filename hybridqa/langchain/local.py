@@ -20,10 +20,9 @@ from hybridqa.errors import EngineClosedError, InputError
 from hybridqa.langchain.source import Json, Reply
 from hybridqa.pipeline import HybridQA
 from hybridqa.server.found import found
+from hybridqa.server.modes import MODELS
 from hybridqa.server.replies import extension, finish_reason, usage
 from hybridqa.types import DEFAULT_COLLECTION, Answer, Mode
-
-MODELS = {"hybridqa": Mode.HYBRID} | {f"hybridqa-{mode}": mode for mode in Mode if mode is not Mode.HYBRID}
 
 
 class LocalSource:

@@ -26,10 +26,11 @@ from hybridqa.server.documents import document_routes
 from hybridqa.server.gate import Gate
 from hybridqa.server.limits import Limits
 from hybridqa.server.metrics import Counted, Metrics
+from hybridqa.server.modes import MODELS
 from hybridqa.server.modules import module_routes
 from hybridqa.server.page import page_routes
 from hybridqa.server.responses import responses_routes
-from hybridqa.server.schema import MODELS, mode_of
+from hybridqa.server.schema import mode_of
 from hybridqa.server.search import search_routes
 from hybridqa.server.uploads import Uploads
 

@@ -14,14 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hybridqa.answering.options import AskOptions
 from hybridqa.server.body import Allowed, Body, refuse
 from hybridqa.server.errors import ApiError
+from hybridqa.server.modes import MODELS
 from hybridqa.types import Filter, Message, Mode
 
-MODELS = {
-    "hybridqa": Mode.HYBRID,
-    "hybridqa-retrieval": Mode.RETRIEVAL,
-    "hybridqa-modules": Mode.MODULES,
-    "hybridqa-closed": Mode.CLOSED,
-}
 MAX_TURNS = 1_000
 MAX_STOPS = 4  # as the API has it
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

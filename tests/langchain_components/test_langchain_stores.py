@@ -20,10 +20,8 @@ from pydantic import ValidationError
 from hybridqa import HybridQA
 from hybridqa.errors import EngineClosedError, StoreNotFoundError
 from hybridqa.langchain import ChatHybridQA, HybridQARetriever
-from hybridqa.langchain.local import MODELS
 from hybridqa.models import ModelFolder
 from hybridqa.pipeline import HybridQA as Pipeline
-from hybridqa.server.schema import MODELS as SERVED
 from tests.server.conftest import QUESTION, open_filled, serving
 
 Opened = list[Pipeline]
@@ -184,10 +182,6 @@ def test_a_cache_never_answers_for_another_store(store: HybridQA, tmp_path: Path
             assert one.invoke(QUESTION, filter={"team": "nobody"}).response_metadata["abstained"] is True
     finally:
         set_llm_cache(None)
-
-
-def test_models_are_those_of_the_server() -> None:
-    assert MODELS == SERVED
 
 
 def run_python(code: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hybridqa.answering.options import AskOptions
+from hybridqa.server.modes import MODELS
 from hybridqa.server.schema import ChatRequest, Extension
 from hybridqa.types import Filter, Mode
 
@@ -37,3 +38,8 @@ def test_everything_that_was_asked_for_arrives() -> None:
     assert (options["temperature"], options["top_p"], options["seed"]) == (0.5, 0.9, 3)
     assert (options["k"], options["hops"], options["plugins"]) == (2, 2, ["style"])
     assert options["filter"] == Filter(doc_ids=("a",), since="2031-01-01")
+
+
+def test_each_mode_has_one_name_and_the_plain_one_is_the_default() -> None:
+    assert sorted(MODELS.values()) == sorted(Mode)
+    assert MODELS["hybridqa"] is Mode.HYBRID
