@@ -6,6 +6,7 @@ identity and no file; at most `PARALLEL` requests are under way at once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class EndpointGenerator:
         self._model = model
         self._key = key
         self._client = _client(url, key, timeout_s)
+        weakref.finalize(self, self._client.close)  # nobody else closes its connections
         self._answered = False  # whether it has ever written anything
         self.identity = f"{model} at {url}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -155,6 +156,16 @@ def test_a_prompt_that_is_refused_costs_nothing_else(endpoint: Endpoint) -> None
     first, second, third = generator.write([PROMPT, refused, PROMPT], max_tokens=2)
     assert (second.text, second.finish_reason) == ("", "abort") and first == third and first.finish_reason != "abort"
     assert [done.finish_reason for done in generator.write([refused], max_tokens=1)] == ["abort"]
+
+
+def test_one_that_nobody_closes_closes_its_connections_when_it_goes(endpoint: Endpoint) -> None:
+    generator = EndpointGenerator(endpoint.url, "tiny", KEY)
+    generator.write([PROMPT], max_tokens=1)
+    client = generator._client
+    assert not client.is_closed()
+    del generator
+    gc.collect()
+    assert client.is_closed()
 
 
 def test_the_environments_own_key_goes_nowhere(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
