@@ -84,8 +84,8 @@ def flags_of(model: ModelFolder, rank: int) -> list[str]:
 
 
 @contextmanager
-def stock_server(flags: Sequence[str], stacks: dict[str, str], log: Path) -> Iterator[str]:
-    """vLLM's own server with the stacks loaded; its address."""
+def stock_server(flags: Sequence[str], stacks: dict[str, str], log: Path) -> Iterator[tuple[str, int]]:
+    """vLLM's own server with the stacks loaded; its address and its process group."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -107,7 +107,7 @@ def stock_server(flags: Sequence[str], stacks: dict[str, str], log: Path) -> Ite
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"vLLM's server did not start: {log.read_text()[-2000:]}")
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://127.0.0.1:{port}/v1", process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
@@ -244,7 +244,9 @@ def main() -> None:
             asks = [{**ask, "question": question} for ask, question in zip(asks, questions, strict=True)]
             log = Path(folder, "log")
             with Served(store, SETTINGS, log) as ours, stock_server(flags_of(model, rank), stacks, log) as theirs:
-                runs = by_turns({"hybridqa": f"{ours.url}/v1", "vllm": theirs}, asks, options)
+                assert ours.process is not None
+                servers = {"hybridqa": (f"{ours.url}/v1", ours.process.pid), "vllm": theirs}
+                runs = by_turns(servers, asks, options)
     record = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
@@ -263,8 +265,21 @@ def main() -> None:
     print(json.dumps(record["scores"], indent=2))
 
 
+@contextmanager
+def alone(kind: str, servers: dict[str, tuple[str, int]]) -> Iterator[None]:
+    """The other servers stand still meanwhile: one that waits for requests may still use a core."""
+    others = [group for name, (_, group) in servers.items() if name != kind]
+    for group in others:
+        os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for group in others:
+            os.killpg(group, signal.SIGCONT)
+
+
 def by_turns(
-    urls: dict[str, str], asks: list[dict[str, Any]], options: argparse.Namespace
+    servers: dict[str, tuple[str, int]], asks: list[dict[str, Any]], options: argparse.Namespace
 ) -> dict[int, list[dict[str, Any]]]:
     """Every repetition, after one that warms both servers up."""
     chance = random.Random(options.seed)
@@ -272,8 +287,10 @@ def by_turns(
     for repeat in range(options.repeats + 1):
         for clients in options.clients if repeat else [max(options.clients)]:
             chance.shuffle(asks)
-            kinds = sorted(urls, reverse=bool(repeat % 2))
-            found = {kind: from_another_process(urls[kind], kind, asks, clients) for kind in kinds}
+            found = {}
+            for kind in sorted(servers, reverse=bool(repeat % 2)):
+                with alone(kind, servers):
+                    found[kind] = from_another_process(servers[kind][0], kind, asks, clients)
             if repeat:
                 runs[clients].append(found)
                 print(f"{repeat}/{options.repeats}, {clients} clients", file=sys.stderr)
