@@ -242,6 +242,7 @@ class Parts:
             max_stacks=settings.max_stacks,
             kv_cache_mb=settings.kv_cache_mb,
             seed=settings.seed,
+            apart=True,
         )
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""The engine that answers: vLLM in this process, one composed adapter per request, many requests in one batch.
+"""The engine that answers: vLLM, one composed adapter per request, many requests in one batch.
 
-Knows nothing about documents, prompts or modules; `VllmThread` owns vLLM, this speaks asyncio. Invariant: a request
-that is cancelled, or whose iterator is closed, is stopped in vLLM and leaves nothing behind.
+Knows nothing about documents, prompts or modules; `VllmThread` owns vLLM, in this process or behind `VllmProcess`, and
+this speaks asyncio. Invariant: a request that is cancelled, or whose iterator is closed, is stopped in vLLM and leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -17,7 +19,8 @@ from typing import Any
 from hybridqa.engine.checks import check_prompt, check_rank, check_sampling, check_target
 from hybridqa.engine.protocol import Adapter, Completion, Delta, Sampling, completion_of
 from hybridqa.engine.vllm_args import VllmSettings, context_length, vocabulary_size
-from hybridqa.engine.vllm_thread import Request, VllmThread
+from hybridqa.engine.vllm_process import VllmProcess
+from hybridqa.engine.vllm_thread import Piece, Request, VllmThread
 from hybridqa.errors import EngineClosedError, EngineError
 from hybridqa.models import ModelFolder
 from hybridqa.types import Usage
@@ -37,7 +40,9 @@ class VllmEngine:
         kv_cache_mb: int | None = None,
         max_requests: int = 32,
         seed: int = 0,
+        apart: bool = False,
     ) -> None:
+        """`apart`: in a process of its own, which is started again when it was lost."""
         self._settings = VllmSettings(
             dtype=dtype,
             max_model_len=context_length(model.path, max_model_len),
@@ -48,7 +53,9 @@ class VllmEngine:
             seed=seed,
         )
         self._vocab_size = vocabulary_size(model.path)
-        self._thread = VllmThread(model, self._settings)
+        self._new_runner = partial(VllmProcess if apart else VllmThread, model, self._settings)
+        self._runner: VllmThread | VllmProcess = self._new_runner()
+        self._entering = threading.Lock()  # of the state: several loops may start it
         self._numbers = itertools.count(1)
         self._state = "new"
 
@@ -64,11 +71,15 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Loads the model; a second call waits for the first. Raises `ModelError` or `EngineError`."""
-        if self._state == "closed":
-            raise EngineClosedError("the engine has been closed; make a new one.")
-        if self._state == "new":
-            self._state = "started"
-            self._ready = self._thread.start()
+        with self._entering:
+            if self._state == "closed":
+                raise EngineClosedError("the engine has been closed; make a new one.")
+            if self._state == "started" and self._runner.lost:
+                self._runner.close()
+                self._runner, self._state = self._new_runner(), "new"
+            if self._state == "new":
+                self._state = "started"
+                self._ready = self._runner.start()
         await asyncio.shield(asyncio.wrap_future(self._ready))
 
     async def generate(
@@ -88,17 +99,16 @@ class VllmEngine:
         check_sampling(sampling)
         room = self.max_model_len - len(prompt_ids)
         tokens, logprob = 0, 0.0
-        outputs = self._outputs(prompt_ids, lambda: _params(sampling, room), adapter, sampling.scope)
+        pieces = self._pieces(prompt_ids, _params(sampling, room), adapter, sampling.scope)
         try:
-            async for item in outputs:
-                output = item.outputs[0]
-                tokens += len(output.token_ids)
-                before, logprob = logprob, output.cumulative_logprob or 0.0
-                usage = Usage(prompt_tokens=len(prompt_ids), completion_tokens=tokens) if item.finished else None
-                reason = (output.finish_reason or "abort") if item.finished else None
-                yield Delta(output.text, reason, usage, logprob - before)
+            async for piece in pieces:
+                tokens += piece.tokens
+                before, logprob = logprob, piece.logprob
+                usage = Usage(prompt_tokens=len(prompt_ids), completion_tokens=tokens) if piece.finished else None
+                reason = (piece.finish_reason or "abort") if piece.finished else None
+                yield Delta(piece.text, reason, usage, logprob - before)
         finally:
-            await outputs.aclose()
+            await pieces.aclose()
 
     async def score(
         self, prompt_ids: Sequence[int], target_ids: Sequence[int], adapter: Adapter | None = None, *, scope: str = ""
@@ -111,86 +121,86 @@ class VllmEngine:
         check_target(prompt_ids, target_ids, self.max_model_len, self._vocab_size)
         ids, count = [*prompt_ids, *target_ids], len(target_ids)
         for cached in (True, False):
-            outputs = self._outputs(ids, partial(_scoring_params, cached), adapter, scope)
+            pieces = self._pieces(ids, _scoring_params(cached), adapter, scope)
             try:
-                item = await anext(outputs)
+                piece = await anext(pieces)
             finally:
-                await outputs.aclose()
+                await pieces.aclose()
             # What comes from the cache has no scores. The token before the target must have been computed for this
             # request; where an earlier one left the target itself in the cache, all is computed again.
-            found = item.prompt_logprobs or []
-            known = len(prompt_ids) if item.num_cached_tokens is None else item.num_cached_tokens
-            if len(found) > count and (not cached or known < len(prompt_ids)):
-                return math.fsum(at[token].logprob for at, token in zip(found[-count:], target_ids, strict=True))
+            found = piece.prompt_logprobs
+            told = [one for one in found[-count:] if one is not None]
+            known = len(prompt_ids) if piece.cached_tokens is None else piece.cached_tokens
+            if len(found) > count and len(told) == count and (not cached or known < len(prompt_ids)):
+                return math.fsum(told)
         raise EngineError(f"vLLM gave no scores for the last {count} of {len(ids)} tokens. Ask again.")
 
-    async def _outputs(
-        self, prompt_ids: Sequence[int], params: Callable[[], Any], adapter: Adapter | None, scope: str
-    ) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs for one request, to the finished one; closing the iterator stops the request in vLLM."""
+    async def _pieces(
+        self, prompt_ids: Sequence[int], params: Mapping[str, Any], adapter: Adapter | None, scope: str
+    ) -> AsyncGenerator[Piece, None]:
+        """What vLLM says of one request, to its end; closing the iterator stops the request in vLLM."""
         if adapter is not None:
             check_rank(adapter, self.max_lora_rank)
         await self.start()
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        inbox: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
-        def emit(item: Any) -> None:
+        def emit(piece: Piece | Exception) -> None:
             with suppress(RuntimeError):  # the loop was closed, so nobody waits for it
-                loop.call_soon_threadsafe(inbox.put_nowait, item)
+                loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
         request_id = f"request-{next(self._numbers)}"
-        self._thread.submit(Request(request_id, list(prompt_ids), params, adapter, emit, scope))
+        runner = self._runner
+        runner.submit(Request(request_id, list(prompt_ids), params, adapter, emit, scope))
         finished = False
         try:
             while not finished:
-                item = await inbox.get()
-                finished = isinstance(item, Exception) or item.finished
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+                piece = await inbox.get()
+                finished = isinstance(piece, Exception) or piece.finished
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
         finally:
             if not finished:
-                self._thread.abort(request_id)
+                runner.abort(request_id)
 
     async def evict(self, name: str) -> None:
         """Forgets an adapter: its folder is not read again and may be deleted. Requests that use it go on."""
         if self._state == "started":
-            await asyncio.wrap_future(self._thread.evict(name))
+            try:
+                await asyncio.wrap_future(self._runner.evict(name))
+            except EngineError:
+                if not self._runner.lost:  # which has forgotten all of them
+                    raise
 
     async def close(self) -> None:
         """Frees the model; requests in flight and later calls raise `EngineClosedError`."""
-        if self._state == "started":
-            self._state = "closed"
-            await asyncio.to_thread(self._thread.close)
-        self._state = "closed"
+        with self._entering:
+            before, self._state = self._state, "closed"
+        if before == "started":
+            await asyncio.to_thread(self._runner.close)
 
 
-def _params(sampling: Sampling, room: int) -> Any:
+def _params(sampling: Sampling, room: int) -> dict[str, Any]:
     """vLLM's parameters; at most `room` tokens, where the context ends."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=min(sampling.max_tokens, room),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        stop=list(sampling.stop),
-        seed=sampling.seed,
-        logprobs=0,  # the sampled token's alone
-        output_kind=RequestOutputKind.DELTA,
-    )
+    return {
+        "max_tokens": min(sampling.max_tokens, room),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "stop": list(sampling.stop),
+        "seed": sampling.seed,
+        "logprobs": 0,  # the sampled token's alone
+        "output_kind": "DELTA",
+    }
 
 
-def _scoring_params(cached: bool) -> Any:
+def _scoring_params(cached: bool) -> dict[str, Any]:
     """vLLM's parameters to have the prompt's own tokens scored; `cached`: but for those in the prefix cache."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=1,  # the least that vLLM does
-        temperature=0.0,
-        prompt_logprobs=0,  # the prompt's tokens' alone
-        detokenize=False,  # of tokens from the cache vLLM hands out ids that mean nothing
-        skip_reading_prefix_cache=not cached,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    return {
+        "max_tokens": 1,  # the least that vLLM does
+        "temperature": 0.0,
+        "prompt_logprobs": 0,  # the prompt's tokens' alone
+        "detokenize": False,  # of tokens from the cache vLLM hands out ids that mean nothing
+        "skip_reading_prefix_cache": not cached,
+        "output_kind": "FINAL_ONLY",
+    }

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,24 +29,43 @@ _census = threading.Lock()
 _alive: set[VllmThread] = set()  # that have vLLM loaded, in this process
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What vLLM says of a request at one step."""
+
+    text: str
+    tokens: int  # new ones
+    logprob: float  # of all tokens so far, in nats
+    finish_reason: str | None
+    finished: bool
+    cached_tokens: int | None  # of the prompt; None: vLLM does not say
+    prompt_logprobs: tuple[float | None, ...] = ()  # of the prompt's last tokens, where they were asked for
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt on its way through the thread."""
 
     request_id: str
     prompt_ids: list[int]
-    params: Callable[[], Any]  # makes vLLM's SamplingParams, which can be imported in the thread only
+    params: Mapping[str, Any]  # of vLLM's SamplingParams; "output_kind" by its name
     adapter: Adapter | None
-    emit: Callable[[Any], None]  # gets vLLM's RequestOutputs, at last one that is finished or an exception
+    emit: Callable[[Piece | Exception], None]  # at last one that is finished, or an exception
     scope: str = ""  # whose cached prompts it may profit by
 
 
 class VllmThread:
     """Runs vLLM on a thread of its own; every method may be called from any other thread."""
 
-    def __init__(self, model: ModelFolder, settings: VllmSettings) -> None:
+    lost = False  # it ends with its process
+
+    def __init__(
+        self, model: ModelFolder, settings: VllmSettings, *, after_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """`after_step` is called on the thread when pieces may have been emitted."""
         self._model = model
         self._settings = settings
+        self._after_step = after_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[str, Request] = {}  # in vLLM
         self._waiting: deque[Request] = deque()  # for room among the adapters
@@ -88,6 +107,10 @@ class VllmThread:
         self._post(run)
         return future
 
+    def unfinished(self) -> Future[int]:
+        """How many requests there are, in vLLM or on their way to it."""
+        return self.call(lambda llm: llm.get_num_unfinished_requests() + len(self._waiting))
+
     def evict(self, name: str) -> Future[Any]:
         """Forgets an adapter, at once or when its last request has ended; its folder is not read again."""
         return self.call(lambda llm: self.adapters.forget(llm, name))
@@ -125,6 +148,7 @@ class VllmThread:
                 self._admit()
                 if self._running:
                     self._step()
+                self._after_step()
         except Exception as error:
             logger.exception("the engine's thread failed")
             problem = EngineError(f"the engine failed: {type(error).__name__}: {error}. Make a new one.")
@@ -135,6 +159,7 @@ class VllmThread:
                 command()
         for request in [*self._running.values(), *self._waiting]:
             request.emit(problem)
+        self._after_step()
         self._shut_down()
 
     def _take_commands(self) -> bool:
@@ -173,7 +198,7 @@ class VllmThread:
         prompt: dict[str, Any] = {"prompt_token_ids": request.prompt_ids}
         if request.scope:
             prompt["cache_salt"] = request.scope
-        self._llm.add_request(request.request_id, prompt, request.params(), lora_request=lora)
+        self._llm.add_request(request.request_id, prompt, _sampling_params(request.params), lora_request=lora)
         self._running[request.request_id] = request
 
     def _drop(self, request_id: str) -> None:
@@ -197,7 +222,7 @@ class VllmThread:
             if output.finished:
                 del self._running[output.request_id]
                 self.adapters.release(self._llm, output.request_id)
-            request.emit(output)
+            request.emit(_piece(output, request))
 
     def _give_up(self, error: Exception) -> None:
         """Fails all requests in vLLM and clears them out of it."""
@@ -229,6 +254,30 @@ class VllmThread:
             logger.exception("vLLM did not shut down cleanly")
         del llm
         gc.collect()
+
+
+def _sampling_params(fields: Mapping[str, Any]) -> Any:
+    """vLLM's own object, which can be imported where vLLM runs only."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(**{**fields, "output_kind": RequestOutputKind[fields["output_kind"]]})
+
+
+def _piece(output: Any, request: Request) -> Piece:
+    new = output.outputs[0]
+    at = output.prompt_logprobs or ()
+    ids = request.prompt_ids[len(request.prompt_ids) - len(at) :]
+    told = [known.get(token) if known else None for known, token in zip(at, ids, strict=True)]
+    return Piece(
+        new.text,
+        len(new.token_ids),
+        new.cumulative_logprob or 0.0,
+        new.finish_reason,
+        output.finished,
+        output.num_cached_tokens,
+        tuple(None if one is None else one.logprob for one in told),
+    )
 
 
 def _as_ours(error: Exception) -> HybridQAError:

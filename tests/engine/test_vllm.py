@@ -200,7 +200,7 @@ async def unfinished(engine: VllmEngine) -> tuple[int, int]:
         scheduler = llm.engine_core.engine_core.scheduler
         return llm.get_num_unfinished_requests(), len(scheduler.running) + len(scheduler.waiting)
 
-    return await asyncio.wrap_future(engine._thread.call(count))  # type: ignore[no-any-return]
+    return await asyncio.wrap_future(engine._runner.call(count))  # type: ignore[no-any-return]
 
 
 async def test_cancelling_stops_vllm(engine: VllmEngine, prompts: list[list[int]], adapters: list[Adapter]) -> None:
@@ -260,8 +260,8 @@ async def test_a_cached_prompt_speeds_up_its_own_scope_alone(engine: VllmEngine)
     prompt_ids = [7 + place % 900 for place in range(200)]
 
     async def cached(scope: str) -> int:
-        outputs = engine._outputs(prompt_ids, lambda: _params(Sampling(max_tokens=1), 1), None, scope)
-        return max([item.num_cached_tokens async for item in outputs])
+        pieces = engine._pieces(prompt_ids, _params(Sampling(max_tokens=1), 1), None, scope)
+        return max([piece.cached_tokens or 0 async for piece in pieces])
 
     for scope in ("one", "two", ""):
         assert await cached(scope) == 0, scope

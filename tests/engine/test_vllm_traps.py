@@ -47,7 +47,7 @@ def adapter_at(tmp_path: Path, make_adapter: Any, model_folder: ModelFolder) -> 
 
 async def loaded(engine: VllmEngine) -> dict[str, int]:
     """vLLM's integer ids of the adapters in memory, by name."""
-    return await asyncio.wrap_future(engine._thread.call(lambda llm: engine._thread.adapters.numbers()))
+    return await asyncio.wrap_future(engine._runner.call(lambda llm: engine._runner.adapters.numbers()))
 
 
 async def test_a_missing_folder_fails_its_own_request_only(
@@ -134,7 +134,7 @@ async def test_more_adapters_than_memory_holds_all_answer(engine: VllmEngine, id
     answers = await asyncio.gather(*(engine.generate(ids, Sampling(max_tokens=3), adapter) for adapter in adapters))
     assert [answer.usage.completion_tokens for answer in answers] == [3] * count
     assert len(await loaded(engine)) <= engine._settings.max_loaded
-    numbers = await asyncio.wrap_future(engine._thread.call(lambda llm: llm.engine_core.list_loras()))
+    numbers = await asyncio.wrap_future(engine._runner.call(lambda llm: llm.engine_core.list_loras()))
     assert len(numbers) <= engine._settings.max_loaded
     for i in (0, count - 1):
         assert (await engine.generate(ids, Sampling(max_tokens=3), adapters[i])).text == answers[i].text
@@ -177,10 +177,10 @@ async def test_evict_while_in_use_waits_for_the_request(engine: VllmEngine, ids:
 
 async def test_first_requests_at_once_load_an_adapter_once(engine: VllmEngine, ids: list[int], adapter_at: Any) -> None:
     adapter = adapter_at("trap-once", seed=4)
-    before = engine._thread.adapters.loads
+    before = engine._runner.adapters.loads
     answers = await asyncio.gather(*(engine.generate(ids, SHORT, adapter) for _ in range(6)))
     assert len({answer.text for answer in answers}) == 1
-    assert engine._thread.adapters.loads == before + 1
+    assert engine._runner.adapters.loads == before + 1
 
 
 async def test_a_step_that_fails_does_not_kill_the_engine(engine: VllmEngine, ids: list[int], tmp_path: Path) -> None:
@@ -194,10 +194,10 @@ async def test_a_step_that_fails_does_not_kill_the_engine(engine: VllmEngine, id
         llm.add_request("raw", {"prompt_token_ids": ids}, SamplingParams(max_tokens=4), lora_request=unloadable)
 
     alone = await engine.generate(ids, SHORT)
-    await asyncio.wrap_future(engine._thread.call(slip_in))
+    await asyncio.wrap_future(engine._runner.call(slip_in))
     with pytest.raises(EngineError, match="step of vLLM failed"):
         await engine.generate(ids, SHORT)
-    await asyncio.wrap_future(engine._thread.call(lambda llm: llm.abort_request(["raw"])))
+    await asyncio.wrap_future(engine._runner.call(lambda llm: llm.abort_request(["raw"])))
     assert (await engine.generate(ids, SHORT)).text == alone.text
 
 

@@ -19,6 +19,7 @@ from openai import OpenAI
 from hybridqa import HybridQA
 from hybridqa.engine.protocol import Delta
 from hybridqa.engine.vllm import VllmEngine
+from hybridqa.engine.vllm_process import VllmProcess
 from hybridqa.models import ModelFolder
 from hybridqa.server.sse import KEEP_ALIVE_S
 from hybridqa.server.streaming import LOOK_S
@@ -185,8 +186,7 @@ def batched(tmp_path_factory: pytest.TempPathFactory, tiny_model: ModelFolder) -
 
 def unfinished(engine: VllmEngine) -> int:
     """Requests in vLLM itself, and those on their way to it."""
-    thread = engine._thread
-    return int(thread.call(lambda llm: llm.get_num_unfinished_requests()).result(30)) + len(thread._waiting)
+    return engine._runner.unfinished().result(30)
 
 
 @both
@@ -200,4 +200,4 @@ def test_nothing_goes_on_in_vllm(batched: tuple[VllmEngine, str], path: str, str
                 read_until(connection, BEGUN_WITH[path])
         wait_for(lambda: unfinished(engine) == 8)
     assert wait_for(lambda: not unfinished(engine)) < SOON_S
-    assert not engine._thread._running
+    assert isinstance(engine._runner, VllmProcess) and not engine._runner._requests
