@@ -8,8 +8,10 @@ Two servers in turn, asked by the real `openai` client from a process of its own
 - vLLM's own server (`python -m vllm.entrypoints.openai.api_server`) gets the finished prompts as token ids, and the
   composed stacks by name, with the same settings of the engine.
 
+vLLM's server leaves one core free for itself; OMP_NUM_THREADS=1 gives hybridqa's engine as few threads on two cores.
 Every repetition asks all questions once at each number of clients, in another order, hybridqa and vLLM by turns; stacks
-are warm. The intervals are of the differences between the two in a repetition (Student's t).
+and prompts are warm, so that a request has little to hide its costs behind. The intervals are of the differences
+between the two in a repetition (Student's t).
 """
 
 from __future__ import annotations
@@ -254,6 +256,7 @@ def main() -> None:
         "model": {"name": model.name, "hash": model.hash},
         "seed": options.seed,
         "settings": {**SETTINGS, "max_requests": MAX_REQUESTS, "max_lora_rank": rank},
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),  # None: each server's own choice
         "questions": len(asks),
         "stacks": len(stacks),
         "prompt_tokens": statistics.fmean(len(ask["prompt"]) for ask in asks),

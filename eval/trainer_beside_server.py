@@ -2,12 +2,12 @@
 
     python eval/trainer_beside_server.py [--server own stock] [--paces ...] [--repeats 8] [--output FILE]
 
-A real engine answers (`own`: in this process, as `hybridqa serve` has it; `stock`: vLLM's own server in processes of
-its own) while the trainer's process distils a document without end. The trainer is stopped (SIGSTOP) for one half of
-each repetition and goes on in the other, in turns the first and the second half, so that both halves have the same
-machine. Decode speed counts tokens after each request's first. Then the trainer's steps are counted for a while, with
-the server at rest and never at rest. `built in` is the trainer as it is; the other paces are what it could do
-instead. The machine must be quiet. Prints a table and writes a JSON record.
+A real engine answers (`own`: in a process of its own, as `hybridqa serve` has it; `stock`: vLLM's own server) while the
+trainer's process distils a document without end. The trainer is stopped (SIGSTOP) for one half of each repetition and
+goes on in the other, in turns the first and the second half, so that both halves have the same machine. Decode speed
+counts tokens after each request's first. Then the trainer's steps are counted for a while, with the server at rest and
+never at rest. `built in` is the trainer as it is; the other paces are what it could do instead. The machine must be
+quiet. Prints a table and writes a JSON record.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ async def serving(kind: str, model: ModelFolder, folder: Path, seed: int) -> Asy
     if kind == "own":
         from hybridqa.engine.vllm import VllmEngine
 
-        engine: Engine = VllmEngine(model, max_model_len=LENGTH, max_lora_rank=16, seed=seed)
+        engine: Engine = VllmEngine(model, max_model_len=LENGTH, max_lora_rank=16, seed=seed, apart=True)
     else:
         from hybridqa.engine.remote import RemoteEngine
 
