@@ -85,6 +85,8 @@ def environment() -> dict[str, str]:
     """What a trainer's process is started with: this one's environment, and what suits training."""
     found = {**KERNELS_KEPT, **os.environ}
     found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    # Threads that sleep between steps suit an engine that shares its cores; they slow a trainer that has its own.
+    # Threads that sleep at once slow a trainer that has cores of its own; threads that wait for ever for one that a
+    # busy server has driven off its core get nowhere at all.
     found.pop("OMP_WAIT_POLICY", None)
+    found.setdefault("GOMP_SPINCOUNT", "20000")
     return found | import_path()

@@ -68,6 +68,14 @@ def test_how_many_kernels_are_kept_is_the_users_to_set(monkeypatch: pytest.Monke
         assert environment()[name] == "7"
 
 
+def test_its_threads_wait_for_each_other_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # an engine's
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert environment()["GOMP_SPINCOUNT"] == "20000" and "OMP_WAIT_POLICY" not in environment()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment()["GOMP_SPINCOUNT"] == "7"
+
+
 def test_kernels_are_not_kept_for_every_length_of_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 each costs half a megabyte: a process that is told nothing grows with every new length."""
     for name in KERNELS_KEPT:
