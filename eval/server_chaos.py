@@ -3,9 +3,10 @@
     make demo && python eval/server_chaos.py [--seconds 300] [--store demo-store] [--output FILE]
 
 Over a copy of the store a real `hybridqa serve` answers while clients ask and stream, others hang up in the middle of a
-stream, documents are added, replaced and removed, module versions are put into service and out of it, and the process
-is killed (SIGKILL) again and again and started anew. Then it is looked at: is every document that was acknowledged
-there, word for word, and none that was removed? Was each answer of a module that of one version? Is any request left?
+stream, documents are added, replaced and removed, and module versions are put into service and out of it. By turns the
+server (which is started anew) and its engine's process (which it must start anew) are killed with SIGKILL. Then it is
+looked at: is every document that was acknowledged there, word for word, and none that was removed? Was each answer of a
+module that of one version? Is any request left?
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hybridqa.modules.manifest import read_manifest
 from hybridqa.provenance import commit, hardware
 
 DOWN = (httpx.TransportError, json.JSONDecodeError)  # what a client sees of a server that was killed
+ENDED = "the engine's process has ended by itself (signal 9)"
 WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty knoll lagoon".split()
 
 
@@ -79,9 +81,13 @@ class Chaos:
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, kill_every_s * chance.uniform(0.7, 1.3)))
             if time.monotonic() < until:
-                self.server.kill()
-                self.ledger.count("killed")
-                self.server.start()
+                if self.ledger.counts["killed"] > self.ledger.counts["engine killed"]:
+                    self.ledger.count("engine killed")  # before it is: what follows is its doing
+                    self.server.kill_engine()
+                else:
+                    self.server.kill()
+                    self.ledger.count("killed")
+                    self.server.start()
         self.over.set()
         for thread in threads:
             thread.join()
@@ -162,6 +168,9 @@ class Chaos:
     def _answered(self, done: httpx.Response) -> dict[str, Any] | None:
         if done.status_code == 503 and "retry-after" in done.headers:
             self.ledger.count("sent away")
+            return None
+        if done.status_code == 503 and ENDED in done.text and self.ledger.counts["engine killed"]:
+            self.ledger.count("lost with the engine")
             return None
         if done.status_code != 200:
             self.ledger.fault(f"answer: {done.status_code} {done.text[:200]}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,22 @@ class Served:
         raise TimeoutError(f"the server was not ready after {START_S:.0f} s; its log: {self._log}")
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that fails."""
-        self._end(signal.SIGKILL)
+        """SIGKILL to the server alone, as the kernel's when memory is short; what it has started must end by itself."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine's process alone."""
+        for pid in self._processes():
+            with suppress(OSError):
+                if b"vllm_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, as an operator."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, told: signal.Signals) -> None:
+        """SIGTERM to all of it, as an operator."""
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, told)
+            os.killpg(self.process.pid, signal.SIGTERM)
             try:
                 self.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
@@ -74,12 +81,26 @@ class Served:
                 self.process.wait()
 
     def memory_mb(self) -> float:
-        """What the process holds, in MB: its resident set."""
+        """What the server and its engine hold, in MB: the sum of their resident sets."""
+        held = 0
+        for pid in self._processes():
+            with suppress(OSError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    held += int(line.split()[1]) if line.startswith("VmRSS:") else 0
+        if not held:
+            raise RuntimeError("the server has ended")
+        return held / 1000
+
+    def _processes(self) -> list[int]:
+        """The numbers of the server and of what it has started."""
         assert self.process is not None
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1000
-        raise RuntimeError("the server has ended")
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with suppress(OSError):
+                    session = entry.joinpath("stat").read_text().rpartition(")")[2].split()[3]
+                    found += [int(entry.name)] if int(session) == self.process.pid else []
+        return found
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

@@ -152,12 +152,16 @@ class VllmProcess:
 
     def _read(self) -> None:
         assert self._socket is not None and self._process is not None
-        with suppress(OSError), self._socket.makefile("rb") as lines:
-            for line in lines:
-                for told in json.loads(line):
-                    self._take(*told)
-        code = self._process.wait()
-        self._end(EngineError(f"the engine's process has ended by itself ({_why(code)}). Ask again: it starts anew."))
+        try:
+            with self._socket.makefile("rb") as lines:
+                for line in lines:
+                    for told in json.loads(line):
+                        self._take(*told)
+        except (OSError, ValueError):  # it ended in the middle of a line
+            pass
+        finally:
+            why = _why(self._process.wait())
+            self._end(EngineError(f"the engine's process has ended by itself ({why}). Ask again: it starts anew."))
 
     def _take(self, kind: str, *rest: Any) -> None:
         if kind == "piece":

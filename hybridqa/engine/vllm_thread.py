@@ -70,7 +70,6 @@ class VllmThread:
         self._running: dict[str, Request] = {}  # in vLLM
         self._waiting: deque[Request] = deque()  # for room among the adapters
         self.adapters = LoadedAdapters(settings.max_loaded, linear_only=linear_targets(model.path) is not None)
-        self._broken: str | None = None
         self._closed = False
         self._gate = threading.Lock()  # nothing enters the inbox once closed
         self._llm: Any = None
@@ -114,6 +113,10 @@ class VllmThread:
     def evict(self, name: str) -> Future[Any]:
         """Forgets an adapter, at once or when its last request has ended; its folder is not read again."""
         return self.call(lambda llm: self.adapters.forget(llm, name))
+
+    def join(self) -> None:
+        """Returns when the thread has ended, whatever ended it."""
+        self._thread.join()
 
     def close(self) -> None:
         """Stops everything and frees the model; returns when that is done."""
@@ -190,8 +193,6 @@ class VllmThread:
                 request.emit(_as_ours(error))
 
     def _enter(self, request: Request) -> None:
-        if self._broken is not None:
-            raise EngineError(f"vLLM cannot go on: {self._broken}. Close the engine and make a new one.")
         lora = None
         if request.adapter is not None:
             lora = self.adapters.take(self._llm, request.adapter, request.request_id)
@@ -225,19 +226,16 @@ class VllmThread:
             request.emit(_piece(output, request))
 
     def _give_up(self, error: Exception) -> None:
-        """Fails all requests in vLLM and clears them out of it."""
+        """Fails all requests in vLLM and clears them out of it; raises when that cannot be done."""
         failed = list(self._running.values())
         self._running.clear()
-        try:
-            self._llm.abort_request([request.request_id for request in failed])
-            for request in failed:
-                self.adapters.release(self._llm, request.request_id)
-        except Exception as second:  # noqa: BLE001  # the scheduler's state is beyond repair
-            self._broken = f"{type(second).__name__}: {second}"
         for request in failed:
             problem = EngineError(f"a step of vLLM failed: {type(error).__name__}: {error}. Ask again.")
             problem.__cause__ = error
             request.emit(problem)
+        self._llm.abort_request([request.request_id for request in failed])
+        for request in failed:
+            self.adapters.release(self._llm, request.request_id)
 
     def _shut_down(self) -> None:
         """Frees the model; what engines of one process share goes with the last of them."""

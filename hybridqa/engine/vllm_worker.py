@@ -1,8 +1,8 @@
 """The process in which vLLM runs: `python -m hybridqa.engine.vllm_worker FD`, started by `VllmProcess`.
 
 Reads what is asked from a socket, a JSON object a line, and writes what vLLM says, a JSON list a line. Knows nothing
-about what is asked. Invariant: it ends when the other end of the socket does, and for nothing else that is sent to its
-terminal or its group: whoever started it decides when answers have ended.
+about what is asked. Invariant: it ends when the other end of the socket does, or when vLLM cannot go on, and for
+nothing that is sent to its terminal or its group: whoever started it decides when answers have ended.
 """
 
 from __future__ import annotations
@@ -59,16 +59,25 @@ def main() -> None:
         signal.signal(told, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rb") as lines:
         said = Said(connection)
-        first = json.loads(next(lines))
+        first = json.loads(lines.readline() or b"{}")
+        if not first:  # whoever started it is gone already
+            return
         model = ModelFolder(**{**first["model"], "path": Path(first["model"]["path"])})
         thread = VllmThread(model, VllmSettings(**first["settings"]), after_step=said.send)
         ready = thread.start()
         ready.add_done_callback(lambda done: _say_ready(done, said))
+        threading.Thread(target=_end_with, args=(thread,), daemon=True).start()
         for line in lines:
             _take(json.loads(line), thread, said)
         if ready.done():  # else it loads, and nobody waits for that
             thread.close()
         os._exit(0)  # vLLM's threads and exit handlers have nothing left to do
+
+
+def _end_with(thread: VllmThread) -> None:
+    """Ends the process when its thread has ended: it could answer nothing more, and is started anew."""
+    thread.join()
+    os._exit(1)
 
 
 def _take(told: dict[str, Any], thread: VllmThread, said: Said) -> None:

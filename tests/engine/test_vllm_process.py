@@ -187,6 +187,21 @@ async def test_when_it_is_killed_its_requests_fail_and_the_next_starts_it_anew(
     assert first.text == second.text and pid_of(apart) != before and not is_alive(before)
 
 
+async def test_when_vllm_cannot_go_on_its_process_ends(
+    tiny_model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = "import hybridqa.engine.vllm_thread as one\none.VllmThread._step = lambda self: 1 / 0\n"
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), import_path().get("PYTHONPATH", "")]))
+    broken = new_engine(tiny_model)
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        await broken.generate(PROMPT, Sampling(max_tokens=2))
+    while not broken._runner.lost:
+        await asyncio.sleep(0.05)
+    assert not is_alive(pid_of(broken))
+    await broken.close()
+
+
 async def test_a_model_that_cannot_be_loaded_is_named(tiny_model: ModelFolder) -> None:
     hungry = new_engine(tiny_model, kv_cache_mb=10**8)
     with pytest.raises(ModelError, match="KV_CACHE_MB"):
