@@ -1,4 +1,4 @@
-"""How a process that this one starts finds the same hybridqa.
+"""What a process that this one starts is told: where the same hybridqa is, and how its threads wait.
 
 Knows nothing about what such a process does. Invariant: nothing is imported from the working folder on its account.
 """
@@ -9,6 +9,11 @@ import os
 from pathlib import Path
 
 import hybridqa
+
+# How often OpenMP's threads look whether there is work before they sleep, in all well below a millisecond. To wake
+# them at every step costs more than the step; to look for ever for one that others have driven off its core leads
+# nowhere.
+SPIN = {"GOMP_SPINCOUNT": "20000"}
 
 
 def import_path() -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
+from hybridqa.processes import SPIN
+
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # engine, embedder and trainer have a thread pool each, on the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no child process: nothing to fork, no `if __name__ == "__main__"` needed
@@ -28,14 +30,13 @@ def prepare_environment() -> None:
 def engine_environment() -> dict[str, str]:
     """The environment of a process that runs vLLM and nothing else, where the user has not said otherwise.
 
-    On a CPU of more than two cores one stays free for what asks it, as in vLLM's own server. Threads wait for each
-    other for a moment before they sleep: to wake them at every step costs more than the step.
+    On a CPU of more than two cores one stays free for what asks it, as in vLLM's own server.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours = {
         **_ENVIRONMENT,
         "OMP_NUM_THREADS": str(cores if cores <= 2 else cores - 1),
-        "GOMP_SPINCOUNT": "20000",  # well below a millisecond
+        **SPIN,
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     }
     return ours | dict(os.environ)

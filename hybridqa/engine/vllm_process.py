@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, asked as `VllmThread` is: what serves and searches here takes nothing from its time.
+"""vLLM in a process of its own, asked as `VllmThread` is: it and what serves and searches here share no interpreter.
 
 Knows nothing about asyncio or about what is asked. Invariants: the process ends with this one, whatever ends this one;
 when it ends by itself, every request in it fails with an error that says so.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridqa.errors import TrainingError
-from hybridqa.processes import import_path
+from hybridqa.processes import SPIN, import_path
 
 WORKER = "hybridqa.training.worker"
 # oneDNN and torch keep a kernel of half a megabyte for each shape they have met, 1024 of them where they are not told
@@ -83,10 +83,7 @@ def train(
 
 def environment() -> dict[str, str]:
     """What a trainer's process is started with: this one's environment, and what suits training."""
-    found = {**KERNELS_KEPT, **os.environ}
+    found = {**KERNELS_KEPT, **SPIN, **os.environ}
     found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    # Threads that sleep at once slow a trainer that has cores of its own; threads that wait for ever for one that a
-    # busy server has driven off its core get nowhere at all.
-    found.pop("OMP_WAIT_POLICY", None)
-    found.setdefault("GOMP_SPINCOUNT", "20000")
+    found.pop("OMP_WAIT_POLICY", None)  # an engine's; threads that sleep at once slow a trainer
     return found | import_path()
